@@ -1,0 +1,11 @@
+"""How long to wait before trying again what has just failed."""
+
+from __future__ import annotations
+
+FIRST_SECONDS = 1.0
+LONGEST_SECONDS = 30.0
+
+
+def backed_off(seconds: float) -> float:
+    """The wait that follows one of `seconds` (0: the first): doubled, from 1 s up to 30 s."""
+    return min(LONGEST_SECONDS, max(FIRST_SECONDS, seconds * 2))

@@ -1,0 +1,255 @@
+"""What the agent serves under which path: the application behind the event loop.
+
+Takes the samplers' states as they are, composes a snapshot, has it judged and rendered. Everything that a request can
+ask for is one of few pages; each is rendered once for a snapshot, however many clients ask.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from urllib.parse import parse_qsl
+
+from . import __version__
+from .agent import AgentBuild, AgentStats
+from .exposition_json import render_json
+from .exposition_text import CONTENT_TYPES, render_text
+from .negotiation import negotiate
+from .server import Answer, Refused
+from .snapshot import Snapshot
+from .verdict import ERROR, FAILING, judge
+from .window import LONGEST_SECONDS
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Callable, Dict, Optional, Tuple
+
+    from .expectation import Expectation
+    from .sampler import Sampler
+    from .server import Counters
+    from .verdict import Verdict
+
+    Page = Tuple[Any, ...]
+
+JSON = "application/json; charset=utf-8"
+TEXT = "text/plain; charset=utf-8"
+HTML = "text/html; charset=utf-8"
+# Between two snapshots only ages change, and what is stuck comes to be seen as such: often enough.
+_STALE_SECONDS = 0.25
+
+ENDPOINTS = (
+    ("/metrics", "JSON; Prometheus text or OpenMetrics for clients that accept it; ?format=json|prometheus|openmetrics"),
+    ("/metrics?window=SECONDS", "the same, utilization averaged over another time (up to 120)"),
+    ("/health", "200 when ok or degraded, 503 with the reasons when failing"),
+    ("/-/ready", "200 once there are fresh readings"),
+    ("/-/healthy", "200 while the agent answers"),
+)
+
+
+class Endpoints:
+    """The application: pages by key, rendered from the samplers' latest states.
+
+    `gpu` is None where GPUs are not looked at. `counters` is the event loop's, once there is one.
+    """
+
+    def __init__(
+        self,
+        host: Sampler,
+        gpu: Optional[Sampler],
+        expectation: Expectation,
+        *,
+        interval: float,
+        window: float,
+        on_failure: str,
+        clock: Callable[[], float] = time.monotonic,
+        wall: Callable[[], float] = time.time,
+    ) -> None:
+        self._host, self._gpu, self._expectation = host, gpu, expectation
+        self._interval, self._window, self._on_failure = interval, window, on_failure
+        self._clock, self._wall = clock, wall
+        self._started, self._started_timestamp = clock(), wall()
+        self._build = AgentBuild(__version__, ".".join(map(str, sys.version_info[:3])))
+        self.counters: Optional[Counters] = None
+        self._snapshot = self._compose()
+        self._stale_at = float("-inf")
+        self._verdicts: Dict[float, Verdict] = {}
+
+    # -- what the event loop calls -------------------------------------------------------------------------------
+
+    def version(self) -> object:
+        """The latest snapshot: another object when a sampler has published, or after a quarter of a second."""
+        snapshot = self._snapshot
+        if (
+            snapshot.host is self._host.state
+            and (self._gpu is None or snapshot.gpu is self._gpu.state)
+            and self._clock() < self._stale_at
+        ):
+            return snapshot
+        self._snapshot = snapshot = self._compose()
+        self._stale_at = self._clock() + _STALE_SECONDS
+        self._verdicts.clear()
+        return snapshot
+
+    def page(self, method: str, target: str, accept: Optional[str]) -> Page:
+        """The page that a request asks for. Raises Refused: 404, 405, 400."""
+        path, _, query = target.partition("?")
+        known = path in ("/", "/metrics", "/health", "/-/ready", "/-/healthy")
+        if not known:
+            raise Refused(404, "there is nothing here; / names what there is")
+        if method not in ("GET", "HEAD"):
+            raise Refused(405, "only GET and HEAD are answered", (("Allow", "GET, HEAD"),))
+        if path == "/metrics":
+            return self._metrics_page(query, accept)
+        if path == "/":
+            return ("index", negotiate(accept) == "html")
+        return (path,)
+
+    def render(self, page: Page) -> Answer:
+        """A page as it is now."""
+        if page[0] == "metrics":
+            return self._metrics(page[1], page[2])
+        if page[0] == "index":
+            return self._index(page[1])
+        if page[0] == "/health":
+            verdict = self.verdict(self._window)
+            return _json(503 if verdict.status == FAILING else 200, status=verdict.status, reasons=verdict.reasons)
+        if page[0] == "/-/ready":
+            fresh = self._snapshot.host.sample is not None and self._clock() <= self._snapshot.host.overdue_at
+            return _json(200, ready=True) if fresh else _json(503, ready=False, error="there is no fresh reading")
+        return _json(200, healthy=True)
+
+    @staticmethod
+    def refusal(status: int, sentence: str) -> Answer:
+        """The answer to a request that is refused."""
+        return _json(status, error=sentence, status=status)
+
+    def current_verdict(self) -> Verdict:
+        """The verdict on the samplers' states as they are now, with the configured window."""
+        self.version()
+        return self.verdict(self._window)
+
+    # -- pages ---------------------------------------------------------------------------------------------------
+
+    def verdict(self, window: float) -> Verdict:
+        """The verdict on the latest snapshot, judged once for each window."""
+        verdict = self._verdicts.get(window)
+        if verdict is None:
+            if len(self._verdicts) >= 64:
+                self._verdicts.clear()
+            verdict = self._verdicts[window] = judge(self._snapshot, window, self._on_failure, self._clock())
+        return verdict
+
+    def document(self, format: str, window: Optional[float] = None, indent: Optional[int] = None) -> bytes:
+        """The metrics in one of the formats `json`, `prometheus` and `openmetrics`."""
+        window = self._window if window is None else window
+        verdict = self.verdict(window)
+        if format == "json":
+            return render_json(
+                self._snapshot, verdict, window, self._build, self._stats(), self._clock(), indent=indent
+            )
+        return render_text(self._snapshot, verdict, self._build, self._stats(), openmetrics=format == "openmetrics")
+
+    def _compose(self) -> Snapshot:
+        return Snapshot(
+            self._host.state,
+            self._gpu.state if self._gpu is not None else None,
+            self._expectation.count,
+            self._expectation.how_to_change,
+        )
+
+    def _stats(self) -> AgentStats:
+        counters = self.counters
+        if counters is None:
+            return AgentStats()
+        return AgentStats(
+            uptime_seconds=self._clock() - self._started,
+            start_time_seconds=self._started_timestamp,
+            requests_total=counters.requests,
+            requests_refused_total=counters.refused,
+            connections=counters.connections,
+            connections_evicted_total=counters.evicted,
+        )
+
+    def _metrics_page(self, query: str, accept: Optional[str]) -> Page:
+        window, format = self._window, None
+        try:
+            # keep_blank_values: `window=` is a mistake to be told, not one to be passed over.
+            pairs = parse_qsl(query, keep_blank_values=True, max_num_fields=16)
+        except ValueError:
+            raise Refused(400, "the query cannot be read") from None
+        if len({name for name, _ in pairs if name in ("window", "format")}) < sum(
+            name in ("window", "format") for name, _ in pairs
+        ):
+            raise Refused(400, "window and format may each be given once")
+        for name, value in pairs:
+            if name == "window":
+                window = self._window_of(value)
+            elif name == "format":
+                if value not in ("json", *CONTENT_TYPES):
+                    raise Refused(400, "format: give json, prometheus or openmetrics")
+                format = value
+        format = format or negotiate(accept)
+        return ("index", True) if format == "html" else ("metrics", format, window)
+
+    def _window_of(self, value: str) -> float:
+        try:
+            window = float(value) if len(value) <= 16 else float("nan")
+        except ValueError:
+            window = float("nan")
+        if not self._interval <= window <= LONGEST_SECONDS:
+            raise Refused(
+                400, f"window: give seconds from {self._interval:g} (the sampling interval) to {LONGEST_SECONDS:g}"
+            )
+        # Hundredths are enough for a mean, and bound how many different pages can be asked for.
+        return round(window, 2)
+
+    def _metrics(self, format: str, window: float) -> Answer:
+        body = self.document(format, window)
+        if format != "json":
+            return Answer(200, CONTENT_TYPES[format], body)
+        failed = self._on_failure == ERROR and self.verdict(window).status == FAILING
+        return Answer(503 if failed else 200, JSON, body)
+
+    def _index(self, html: bool) -> Answer:
+        verdict = self.verdict(self._window)
+        balance = verdict.balance
+        title = f"ollama-metrics {__version__}"
+        now = f"{verdict.status}, weight {balance.weight:g}"
+        if not html:
+            lines = [title, f"This host is {now}.", *(f"  {reason}" for reason in verdict.reasons), ""]
+            lines += [f"{path:25} {what}" for path, what in ENDPOINTS]
+            return Answer(200, TEXT, ("\n".join(lines) + "\n").encode())
+        return Answer(200, HTML, _page(title, now, verdict.reasons).encode(), (("Content-Security-Policy", _CSP),))
+
+
+_CSP = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+_STYLE = (
+    "body{font:16px/1.5 system-ui,sans-serif;max-width:44rem;margin:2rem auto;padding:0 1rem;color-scheme:light dark}"
+    "dt{font-family:monospace}dd{margin:0 0 .6rem}"
+)
+
+
+def _page(title: str, now: str, reasons: Tuple[str, ...]) -> str:
+    from html import escape
+
+    said = "".join(f"<li>{escape(reason)}" for reason in reasons)
+    links = "".join(
+        f'<dt><a href="{escape(_link(path))}">{escape(path)}</a><dd>{escape(what)}' for path, what in ENDPOINTS
+    )
+    return (
+        f'<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
+        f"<title>{escape(title)}</title><style>{_STYLE}</style><h1>{escape(title)}</h1>"
+        f"<p>This host is <strong>{escape(now)}</strong>.</p><ul>{said}</ul><dl>{links}</dl></html>\n"
+    )
+
+
+def _link(path: str) -> str:
+    """A link that a browser can follow to what it names: on /metrics it would be negotiated back to this page."""
+    if path.startswith("/metrics"):
+        return "/metrics?format=json" + ("&window=60" if "window" in path else "")
+    return path
+
+
+def _json(code: int, /, **fields: Any) -> Answer:
+    return Answer(code, JSON, json.dumps(fields).encode("ascii") + b"\n")

@@ -1,0 +1,45 @@
+"""Every error that this package raises on purpose.
+
+    OllamaMetricsError
+    |-- ConfigError          an option or variable is wrong           (exit 2)
+    |-- ListenError          an address cannot be listened on         (exit 1)
+    `-- CollectorError       a source of readings gave none
+        |-- NoDriver         no NVIDIA library or driver: what a host without GPUs shows
+        `-- DriverFailure    there is a driver and it fails
+
+`ollama_metrics.nvml` adds what a single call to the driver can answer; those stay inside the GPU collector.
+"""
+
+from __future__ import annotations
+
+
+class OllamaMetricsError(Exception):
+    """Base of this package's errors; its text is one sentence for a person."""
+
+
+class ConfigError(OllamaMetricsError):
+    """A setting that cannot be used.
+
+    `source` is the option or the environment variable as the user wrote it, `value` what it held,
+    `accepted` what would do.
+    """
+
+    def __init__(self, source: str, value: str, accepted: str) -> None:
+        self.source, self.value, self.accepted = source, value, accepted
+        super().__init__(f"{source}: {value!r} is not usable; {accepted}")
+
+
+class ListenError(OllamaMetricsError):
+    """An address that cannot be bound; the text names the address and the way out."""
+
+
+class CollectorError(OllamaMetricsError):
+    """A collector could not take a reading; its data of this cycle are dropped."""
+
+
+class NoDriver(CollectorError):
+    """There is no `libnvidia-ml.so.1`, or no NVIDIA kernel module behind it."""
+
+
+class DriverFailure(CollectorError):
+    """The NVIDIA driver is there and does not work: mismatch, permission, unknown error, no GPU left."""

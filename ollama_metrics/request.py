@@ -1,0 +1,105 @@
+"""A request's head, judged by http.server's own handler: what it asks for, and whether the connection goes on."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Optional, Tuple
+
+# A head larger than this is refused with 431, a body with 413: nothing that is asked here needs either.
+LARGEST_HEAD = 16 * 1024
+LARGEST_BODY = 16 * 1024
+
+
+@dataclass(frozen=True)
+class Request:
+    """A parsed head.
+
+    `error` is (status, sentence) when the head is refused. `keep_alive` tells whether the connection goes on after
+    the answer; `http_1_0` that the client has to be told so. `body` tells that a body follows.
+    """
+
+    method: str = ""
+    target: str = ""
+    accept: Optional[str] = None
+    keep_alive: bool = False
+    http_1_0: bool = False
+    body: bool = False
+    error: Optional[Tuple[int, str]] = None
+
+
+def split_head(data: bytes) -> Tuple[Optional[bytes], bytes]:
+    """The first complete head in `data`, with its empty line, and what follows it; (None, data) when there is none.
+
+    Lines end in CRLF, or in LF alone as RFC 9112, section 2.2, lets a server accept.
+    """
+    end = data.find(b"\r\n\r\n")
+    lenient = data.find(b"\n\n", 0, end if end >= 0 else len(data))
+    mixed = data.find(b"\n\r\n", 0, end + 1 if end >= 0 else len(data))
+    ends = [(end, 4)] if end >= 0 else []
+    if lenient >= 0:
+        ends.append((lenient, 2))
+    if mixed >= 0 and mixed != end + 1:
+        ends.append((mixed, 3))
+    if not ends:
+        return None, data
+    start, length = min(ends)
+    return data[: start + length], data[start + length :]
+
+
+class _Judge(BaseHTTPRequestHandler):
+    """BaseHTTPRequestHandler's parsing without its socket: it reads a head from memory and sends nothing."""
+
+    protocol_version = "HTTP/1.1"
+
+    def __init__(self, head: bytes) -> None:
+        self.refusal: Optional[Tuple[int, str]] = None
+        self.rfile = io.BufferedReader(io.BytesIO(head))  # type: ignore[arg-type]
+        self.raw_requestline = self.rfile.readline(LARGEST_HEAD + 1)
+        self.command = ""
+        self.accepted = self.parse_request()
+
+    def send_error(self, code: int, message: Optional[str] = None, explain: Optional[str] = None) -> None:
+        """Keep what the base class wants to refuse the request with."""
+        self.refusal = (int(code), str(message or explain or "the request cannot be read"))
+
+    def handle_expect_100(self) -> bool:
+        """No interim answer: the final one comes at once, whatever the body."""
+        return True
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Log nothing: a client's mistakes are counted, not written down."""
+
+
+def parse(head: bytes) -> Request:
+    """Judge a complete head (`split_head`'s); never raises."""
+    judge = _Judge(head)
+    if not judge.accepted:
+        code, text = judge.refusal or (400, "an empty request")
+        # The words of the base class quote what the client sent, which is for nobody to see again.
+        return Request(error=(code, "the request line or its headers cannot be read" if code == 400 else text))
+    if judge.request_version == "HTTP/0.9":
+        return Request(error=(400, "the request line has no HTTP version"))
+    headers = judge.headers
+    http_1_0 = judge.request_version == "HTTP/1.0"
+    if not http_1_0 and "Host" not in headers:
+        return Request(error=(400, "an HTTP/1.1 request needs a Host header"))
+    lengths = {value.strip() for value in headers.get_all("Content-Length", [])}
+    body = bool(lengths - {"0"}) or "Transfer-Encoding" in headers
+    if len(lengths) > 1 or not all(length.isascii() and length.isdigit() for length in lengths):
+        return Request(error=(400, "the Content-Length is not one number"), body=True)
+    if any(len(length) > 12 or int(length) > LARGEST_BODY for length in lengths):
+        return Request(error=(413, f"a body may not be larger than {LARGEST_BODY} bytes"), body=True)
+    accept = headers.get_all("Accept")
+    return Request(
+        method=judge.command,
+        target=judge.path,
+        accept=",".join(accept) if accept else None,
+        keep_alive=not judge.close_connection and not body,
+        http_1_0=http_1_0,
+        body=body,
+    )

@@ -1,0 +1,145 @@
+"""One collector on its own clock and its own thread, publishing an immutable `State` at the end of each cycle.
+
+`Sampler.state` is replaced whole by the sampler's thread and by nobody else; readers take it without a lock. A cycle
+that fails or never ends harms no other sampler. A failing collector is asked again with back-off.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from dataclasses import replace
+
+from .backoff import backed_off
+from .errors import CollectorError
+from .snapshot import CollectorHealth, State
+from .window import Span, add
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Callable, Protocol
+
+    class Collector(Protocol):
+        """What a sampler drives, from one thread."""
+
+        @property
+        def pause(self) -> float:
+            """Least seconds until the next cycle, for a collector that has nothing to collect; else 0."""
+
+        def collect(self) -> Any:
+            """Take one reading. Raises CollectorError."""
+
+
+# A reading whose predecessor is older than this many intervals stands for one interval only: the gap weighs nothing.
+_GAP_INTERVALS = 2.0
+# A collector that has not finished a cycle for this many intervals is stuck.
+STUCK_INTERVALS = 3.0
+
+
+class Sampler:
+    """Drives one collector.
+
+    `interval` is in seconds; `clock` is monotonic, `wall` gives Unix seconds. `log(level, sentence)` hears of each
+    change between failing and not failing.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        collector: Collector,
+        interval: float,
+        log: Callable[[str, str], None],
+        clock: Callable[[], float] = time.monotonic,
+        wall: Callable[[], float] = time.time,
+    ) -> None:
+        self.name = name
+        self._collector, self._interval, self._log = collector, interval, log
+        self._clock, self._wall = clock, wall
+        self._backoff = 0.0
+        self._stop = threading.Event()
+        self.first = threading.Event()
+        """Set when the first cycle has ended, well or not."""
+        self.state: State[Any] = State(
+            health=CollectorHealth(
+                collector=name, success=False, consecutive_failures=0, failures_total=0, error="no reading has ended yet"
+            ),
+            overdue_at=clock() + STUCK_INTERVALS * interval,
+        )
+
+    def start(self, first_after: float = 0.0) -> None:
+        """Start the thread; its first cycle begins `first_after` seconds from now."""
+        # A driver call that hangs cannot be interrupted: a daemon thread does not keep the process from ending.
+        threading.Thread(target=self._run, args=(first_after,), name=f"{self.name}-sampler", daemon=True).start()
+
+    def stop(self) -> None:
+        """Ask the thread to end; does not wait for it."""
+        self._stop.set()
+
+    def _run(self, first_after: float) -> None:
+        due = self._clock() + first_after
+        while not self._stop.wait(max(0.0, due - self._clock())):
+            begun = self._clock()
+            wait = self.cycle()
+            # A cycle that took longer than its interval is followed by the next at once, none is made up for.
+            due = max(begun + wait, self._clock())
+
+    def cycle(self) -> float:
+        """Take one reading and publish it; returns the seconds from this cycle's begin to the next one's."""
+        before = self.state
+        begun = self._clock()
+        try:
+            sample = self._collector.collect()
+        except CollectorError as error:
+            return self._failed(before, begun, str(error))
+        except Exception as error:
+            return self._failed(before, begun, f"unexpected {type(error).__name__}: {error}")
+        now = self._clock()
+        if before.health.consecutive_failures:
+            self._log("info", f"{self.name}: readings are back")
+        self._backoff = 0.0
+        start = before.ring[-1].end if before.ring else now - self._interval
+        if now - start > _GAP_INTERVALS * self._interval:
+            start = now - self._interval
+        wait = max(self._interval, self._collector.pause)
+        wall = self._wall()
+        self._publish(
+            State(
+                health=CollectorHealth(
+                    collector=self.name,
+                    success=True,
+                    duration_seconds=now - begun,
+                    last_success_timestamp_seconds=wall,
+                    consecutive_failures=0,
+                    failures_total=before.health.failures_total,
+                ),
+                overdue_at=now + wait + (STUCK_INTERVALS - 1) * self._interval,
+                sample=sample,
+                last_good=sample,
+                read_at=now,
+                read_timestamp=wall,
+                ring=add(before.ring, Span(start, now, sample.levels())),
+            )
+        )
+        return wait
+
+    def _failed(self, before: State[Any], begun: float, why: str) -> float:
+        now = self._clock()
+        self._backoff = backed_off(self._backoff)
+        wait = max(self._interval, self._backoff)
+        if why != before.health.error or not before.health.consecutive_failures:
+            self._log("error", f"{self.name}: {why}")
+        health = replace(
+            before.health,
+            success=False,
+            duration_seconds=now - begun,
+            consecutive_failures=before.health.consecutive_failures + 1,
+            failures_total=before.health.failures_total + 1,
+            error=why,
+        )
+        overdue_at = now + wait + (STUCK_INTERVALS - 1) * self._interval
+        self._publish(replace(before, health=health, overdue_at=overdue_at, sample=None))
+        return wait
+
+    def _publish(self, state: State[Any]) -> None:
+        self.state = state
+        self.first.set()
