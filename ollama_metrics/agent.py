@@ -32,6 +32,10 @@ class AgentStats:
     uptime_seconds: Optional[float] = gauge("Seconds since the agent started.")
     start_time_seconds: Optional[float] = gauge("Unix time at which the agent started.", json=None)
     requests_total: Optional[int] = counter("Requests that were answered.")
-    requests_refused_total: Optional[int] = counter("Requests that were answered with an error of the client's.")
+    requests_refused_total: Optional[int] = counter(
+        "Requests that were answered with an error of the client's."
+    )
     connections: Optional[int] = gauge("Connections that are open.")
-    connections_evicted_total: Optional[int] = counter("Connections closed for being too slow or too many.")
+    connections_evicted_total: Optional[int] = counter(
+        "Connections closed for being too slow or too many."
+    )

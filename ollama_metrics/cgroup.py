@@ -1,11 +1,13 @@
 """The limits of the container that the agent runs in, and its use of them; cgroup v1 and v2.
 
-Which limit counts: the one on the *root of the cgroup tree as it is mounted here*. In a container that root is the
-container's own cgroup (its runtime mounts it so), on a host it is the machine's, which has no limit. A systemd
-service on a host sits below that root, so its own MemoryMax never counts: the service answers for the host. Only a
-container that was given the host's whole tree (Docker's `--cgroupns=host` on v2) has to be found by its path.
+Which limit counts: the one on the *root of the cgroup tree as it is mounted here*. In a container
+that root is the container's own cgroup (its runtime mounts it so), on a host it is the machine's,
+which has no limit. A systemd service on a host sits below that root, so its own MemoryMax never
+counts: the service answers for the host. Only a container that was given the host's whole tree
+(Docker's `--cgroupns=host` on v2) has to be found by its path.
 
-Files are those of the kernel's Documentation/admin-guide/cgroup-v2.rst and cgroup-v1/{memory,cpuacct,cpusets}.rst.
+Files are those of the kernel's Documentation/admin-guide/cgroup-v2.rst and
+cgroup-v1/{memory,cpuacct,cpusets}.rst.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ from dataclasses import dataclass
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Dict, Optional
+    from typing import Optional
 
 # Files that Docker and Podman leave in every container.
 CONTAINER_MARKS = (".dockerenv", "run/.containerenv")
@@ -44,7 +46,10 @@ class Cgroup:
             if self._in_container_with_host_tree():
                 self._memory = self._cpu = self._cpuset = mount + self._own_path()
         else:
-            self._memory, self._cpuset = os.path.join(mount, "memory"), os.path.join(mount, "cpuset")
+            self._memory, self._cpuset = (
+                os.path.join(mount, "memory"),
+                os.path.join(mount, "cpuset"),
+            )
             self._cpu = os.path.join(mount, "cpu")
 
     def limits(self) -> Limits:
@@ -56,12 +61,16 @@ class Cgroup:
             memory = _number(self._read(self._memory, "memory.limit_in_bytes"))
             if memory is not None and memory >= _V1_UNLIMITED:
                 memory = None
-            quota, period = (self._read(self._cpu, f"cpu.cfs_{name}_us") for name in ("quota", "period"))
+            quota, period = (
+                self._read(self._cpu, f"cpu.cfs_{name}_us") for name in ("quota", "period")
+            )
         cpus: Optional[float] = None
         microseconds, per = _number(quota), _number(period)
         if microseconds and per and microseconds > 0:
             cpus = microseconds / per
-        allowed = _count(self._read(self._cpuset, "cpuset.cpus.effective" if self.v2 else "cpuset.cpus"))
+        allowed = _count(
+            self._read(self._cpuset, "cpuset.cpus.effective" if self.v2 else "cpuset.cpus")
+        )
         if allowed and allowed < self._cpus:
             cpus = min(cpus, allowed) if cpus else float(allowed)
         if cpus is not None and cpus >= self._cpus:
@@ -71,7 +80,8 @@ class Cgroup:
     def memory_available(self, limit: int) -> int:
         """Bytes of `limit` still to be had, by the meaning that MemAvailable has for a host.
 
-        The page cache and reclaimable slabs count as available, for the kernel drops them before it kills.
+        The page cache and reclaimable slabs count as available, for the kernel drops them before it
+        kills.
 
         Raises OSError or ValueError when the kernel's files cannot be read.
         """
@@ -95,18 +105,20 @@ class Cgroup:
                     if line.startswith("usage_usec "):
                         return int(line.split()[1]) / 1e6
             raise ValueError("cpu.stat has no usage_usec")
-        with open(os.path.join(self._root, "sys/fs/cgroup/cpuacct/cpuacct.usage"), encoding="ascii") as file:
+        with open(
+            os.path.join(self._root, "sys/fs/cgroup/cpuacct/cpuacct.usage"), encoding="ascii"
+        ) as file:
             return int(file.read()) / 1e9
 
-    def _stat(self) -> Dict[str, int]:
+    def _stat(self) -> dict[str, int]:
         with open(os.path.join(self._memory, "memory.stat"), encoding="ascii") as file:
             pairs = (line.split() for line in file)
             return {pair[0]: int(pair[1]) for pair in pairs if len(pair) == 2}
 
     def _in_container_with_host_tree(self) -> bool:
-        return any(os.path.exists(os.path.join(self._root, mark)) for mark in CONTAINER_MARKS) and not os.path.exists(
-            os.path.join(self._memory, "memory.max")
-        )
+        return any(
+            os.path.exists(os.path.join(self._root, mark)) for mark in CONTAINER_MARKS
+        ) and not os.path.exists(os.path.join(self._memory, "memory.max"))
 
     def _own_path(self) -> str:
         for line in self._read(os.path.join(self._root, "proc/self"), "cgroup").splitlines():
@@ -143,5 +155,3 @@ def _count(cpu_list: str) -> int:
             return 0
         total += high - low + 1
     return total
-
-

@@ -7,7 +7,8 @@ import sys
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Mapping, NoReturn, Optional, Sequence, Tuple
+    from collections.abc import Mapping, Sequence
+    from typing import Any, NoReturn, Optional
 
     from .config import Config
     from .endpoints import Endpoints
@@ -15,7 +16,8 @@ if TYPE_CHECKING:
     from .sampler import Sampler
 
 EXIT_OK, EXIT_FAILED, EXIT_USAGE = 0, 1, 2
-# The first CPU reading is over this time, or the interval where that is shorter: a balancer waits for it.
+# The first CPU reading is over this time, or the interval where that is shorter: a balancer waits
+# for it.
 FIRST_CPU_SECONDS = 0.5
 
 DESCRIPTION = "Tells a load balancer how busy this Ollama host really is."
@@ -29,7 +31,9 @@ examples:
 """
 
 
-def main(arguments: Optional[Sequence[str]] = None, environ: Optional[Mapping[str, str]] = None) -> int:
+def main(
+    arguments: Optional[Sequence[str]] = None, environ: Optional[Mapping[str, str]] = None
+) -> int:
     """Run the command; returns its exit code: 0, 1 (it failed) or 2 (it was called wrongly)."""
     if arguments is None:
         # This process is the command's own, and before its first import is the time to slim it.
@@ -56,7 +60,7 @@ def main(arguments: Optional[Sequence[str]] = None, environ: Optional[Mapping[st
 # -- arguments ---------------------------------------------------------------------------------------------------------
 
 
-def _parse(argv: Sequence[str], environ: Mapping[str, str]) -> Tuple[str, Config, Optional[str]]:
+def _parse(argv: Sequence[str], environ: Mapping[str, str]) -> tuple[str, Config, Optional[str]]:
     import argparse
 
     from . import __version__
@@ -69,11 +73,18 @@ def _parse(argv: Sequence[str], environ: Mapping[str, str]) -> Tuple[str, Config
             self.exit(EXIT_USAGE, f"{self.prog.split()[0]}: {message} (see {self.prog} --help)\n")
 
     def formatter(prog: str) -> argparse.HelpFormatter:
-        return argparse.RawDescriptionHelpFormatter(prog, max_help_position=24, width=min(79, _columns(environ)))
+        return argparse.RawDescriptionHelpFormatter(
+            prog, max_help_position=24, width=min(79, _columns(environ))
+        )
 
     def command(name: str, help: str, epilog: str) -> argparse.ArgumentParser:
         return commands.add_parser(
-            name, help=help, description=help, epilog=epilog, formatter_class=formatter, allow_abbrev=False
+            name,
+            help=help,
+            description=help,
+            epilog=epilog,
+            formatter_class=formatter,
+            allow_abbrev=False,
         )
 
     parser = Parser(
@@ -133,7 +144,7 @@ class _Sampling:
     def __init__(self, config: Config, log: Log, read_only: bool) -> None:
         from .endpoints import Endpoints
         from .expectation import Expectation
-        from .gpu import GpuCollector
+        from .gpu_collector import GpuCollector
         from .host import HostCollector
         from .sampler import Sampler
 
@@ -156,8 +167,9 @@ class _Sampling:
     def start(self) -> None:
         """Start both threads and wait for their first readings.
 
-        The wait is bounded, for a driver may hang: what has not been read by then is served as failing, which to a
-        balancer is better than a refused connection (to a host that it never reached it gives the weight 0).
+        The wait is bounded, for a driver may hang: what has not been read by then is served as
+        failing, which to a balancer is better than a refused connection (to a host that it never
+        reached it gives the weight 0).
         """
         from .errors import CollectorError
         from .sampler import STUCK_INTERVALS
@@ -174,7 +186,10 @@ class _Sampling:
         if not self.host.first.wait(patience):
             self._log("error", "CPU and RAM cannot be read in time; this host is served as failing")
         if self.gpu is not None and not self.gpu.first.wait(patience):
-            self._log("error", "the GPUs cannot be read in time: a driver call hangs; this host is served as failing")
+            self._log(
+                "error",
+                "the GPUs cannot be read in time: a driver call hangs; this host is served as failing",
+            )
 
     def stop(self) -> None:
         """Let both threads end."""
@@ -184,21 +199,21 @@ class _Sampling:
 
 
 def _serve(config: Config, environ: Mapping[str, str]) -> int:
-    from .lean import forget_parser, give_back
+    from .lean import forget_parser
 
     forget_parser()
     import signal
 
-    from .listener import listen
+    from .listener import listen, open_files_for
     from .log import Log
-    from .server import MOST_CONNECTIONS, Server, open_files_for
+    from .server import MOST_CONNECTIONS, Server
 
     log = Log(config.log_level, environ=environ)
     sampling = _Sampling(config, log, read_only=False)
     ended = []
     server: Optional[Server] = None
 
-    def end(number: int, frame: Any) -> None:
+    def end(number: int, _frame: Any) -> None:
         ended.append(number)
         if server is not None:
             server.stop()
@@ -209,7 +224,9 @@ def _serve(config: Config, environ: Mapping[str, str]) -> int:
     if ended:
         return EXIT_OK
     listeners = listen(config.listen)
-    server = Server(listeners, sampling.endpoints, most_connections=open_files_for(MOST_CONNECTIONS))
+    server = Server(
+        listeners, sampling.endpoints, most_connections=open_files_for(MOST_CONNECTIONS)
+    )
     signal.set_wakeup_fd(server.wakeup_fd, warn_on_full_buffer=False)
     sampling.endpoints.counters = server.counters
     verdict = sampling.endpoints.current_verdict()
@@ -217,7 +234,6 @@ def _serve(config: Config, environ: Mapping[str, str]) -> int:
         log("info" if verdict.status == "ok" else "warning", reason)
     for listener in listeners:
         log("info", f"listening on {listener.url} ({listener.bound})")
-    give_back()
     try:
         if not ended:
             server.run()
@@ -231,7 +247,11 @@ def _serve(config: Config, environ: Mapping[str, str]) -> int:
 def _once(config: Config, environ: Mapping[str, str], format: Optional[str]) -> int:
     from .log import Log
 
-    sampling = _Sampling(config, Log(config.log_level if config.log_level != "info" else "error", environ=environ), True)
+    sampling = _Sampling(
+        config,
+        Log(config.log_level if config.log_level != "info" else "error", environ=environ),
+        True,
+    )
     sampling.start()
     sampling.stop()
     sampling.endpoints.version()
@@ -241,6 +261,7 @@ def _once(config: Config, environ: Mapping[str, str], format: Optional[str]) -> 
         sys.stdout.buffer.write(sampling.endpoints.document(format or "json", indent=indent))
         sys.stdout.buffer.flush()
     except BrokenPipeError:
-        # The reader has had enough (`| head`); Python would complain again when it flushes at its end.
+        # The reader has had enough (`| head`); Python would complain again when it flushes at its
+        # end.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return EXIT_OK

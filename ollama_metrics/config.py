@@ -1,7 +1,7 @@
 """Every setting: its option, its environment variable, its default and what is accepted; no I/O.
 
-Defaults < environment < command line. `SETTINGS` is the one list: the parser, `--help`, the environment and
-docs/CONFIGURATION.md come from it.
+Defaults < environment < command line. `SETTINGS` is the one list: the parser, `--help`, the
+environment and docs/CONFIGURATION.md come from it.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from .window import LONGEST_SECONDS
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Callable, Dict, Mapping, Optional, Sequence, Tuple
+    from collections.abc import Mapping, Sequence
+    from typing import Any, Callable, Optional
 
 VARIABLE_PREFIX = "OLLAMA_METRICS_"
 LEAST_INTERVAL, LONGEST_INTERVAL = 0.1, 60.0
@@ -38,9 +39,9 @@ class Address:
 class Setting:
     """One setting.
 
-    `parse` turns the text of an option or a variable into the value and raises ValueError otherwise; `accepted` is
-    the end of the sentence that the user gets then. A `repeatable` option may be given several times, its variable
-    holds several values apart by commas or spaces.
+    `parse` turns the text of an option or a variable into the value and raises ValueError
+    otherwise; `accepted` is the end of the sentence that the user gets then. A `repeatable` option
+    may be given several times, its variable holds several values apart by commas or spaces.
     """
 
     option: str
@@ -68,7 +69,7 @@ class Setting:
 class Config:
     """All settings, valid by themselves and together."""
 
-    listen: Tuple[Address, ...] = (Address("0.0.0.0", 11435),)
+    listen: tuple[Address, ...] = (Address("0.0.0.0", 11435),)
     interval: float = 1.0
     window: float = 15.0
     expected_gpus: Optional[int] = None
@@ -80,7 +81,13 @@ class Config:
 def parse_address(text: str) -> Address:
     """`ADDR:PORT`, `[IPv6]:PORT` or `NAME:PORT`. Raises ValueError."""
     host, colon, port = text.strip().rpartition(":")
-    if not colon or not host or not (port.isascii() and port.isdigit()) or len(port) > 5 or int(port) > 65535:
+    if (
+        not colon
+        or not host
+        or not (port.isascii() and port.isdigit())
+        or len(port) > 5
+        or int(port) > 65535
+    ):
         raise ValueError(text)
     if host.startswith("[") and host.endswith("]"):
         host = host[1:-1]
@@ -97,7 +104,9 @@ def parse_address(text: str) -> Address:
 
 def _is_ipv4(host: str) -> bool:
     parts = host.split(".")
-    return len(parts) == 4 and all(part.isdigit() and len(part) <= 3 and int(part) <= 255 for part in parts)
+    return len(parts) == 4 and all(
+        part.isdigit() and len(part) <= 3 and int(part) <= 255 for part in parts
+    )
 
 
 def _seconds(least: float, most: float) -> Callable[[str], float]:
@@ -133,7 +142,7 @@ def _directory(text: str) -> str:
     return text
 
 
-SETTINGS: Tuple[Setting, ...] = (
+SETTINGS: tuple[Setting, ...] = (
     Setting(
         "--listen",
         "ADDR:PORT",
@@ -211,8 +220,8 @@ def load(arguments: Mapping[str, Any], environ: Mapping[str, str], serve: bool =
 
     An empty variable counts as not set. Raises ConfigError, which names the option or the variable.
     """
-    values: Dict[str, Any] = {}
-    sources: Dict[str, Tuple[str, str]] = {}
+    values: dict[str, Any] = {}
+    sources: dict[str, tuple[str, str]] = {}
     for setting in SETTINGS:
         if setting.serve_only and not serve:
             continue
@@ -239,9 +248,13 @@ def load(arguments: Mapping[str, Any], environ: Mapping[str, str], serve: bool =
         # Whichever the user gave is at fault; with both, the window.
         if "window" in sources:
             source, text = sources["window"]
-            raise ConfigError(source, text, f"give at least the interval, {config.interval:g} seconds")
+            raise ConfigError(
+                source, text, f"give at least the interval, {config.interval:g} seconds"
+            )
         source, text = sources["interval"]
-        raise ConfigError(source, text, f"give at most the window, {config.window:g} seconds, or set --window too")
+        raise ConfigError(
+            source, text, f"give at most the window, {config.window:g} seconds, or set --window too"
+        )
     return config
 
 

@@ -1,7 +1,8 @@
 """What the agent serves under which path: the application behind the event loop.
 
-Takes the samplers' states as they are, composes a snapshot, has it judged and rendered. Everything that a request can
-ask for is one of few pages; each is rendered once for a snapshot, however many clients ask.
+Takes the samplers' states as they are, composes a snapshot, has it judged and rendered. Everything
+that a request can ask for is one of few pages; each is rendered once for a snapshot, however many
+clients ask.
 """
 
 from __future__ import annotations
@@ -13,24 +14,24 @@ from urllib.parse import parse_qsl
 
 from . import __version__
 from .agent import AgentBuild, AgentStats
+from .answer import Answer, Refused
 from .exposition_json import render_json
 from .exposition_text import CONTENT_TYPES, render_text
 from .negotiation import negotiate
-from .server import Answer, Refused
 from .snapshot import Snapshot
 from .verdict import ERROR, FAILING, judge
 from .window import LONGEST_SECONDS
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Callable, Dict, Optional, Tuple
+    from typing import Any, Callable, Optional
 
     from .expectation import Expectation
     from .sampler import Sampler
     from .server import Counters
     from .verdict import Verdict
 
-    Page = Tuple[Any, ...]
+    Page = tuple[Any, ...]
 
 JSON = "application/json; charset=utf-8"
 TEXT = "text/plain; charset=utf-8"
@@ -39,7 +40,10 @@ HTML = "text/html; charset=utf-8"
 _STALE_SECONDS = 0.25
 
 ENDPOINTS = (
-    ("/metrics", "JSON; Prometheus text or OpenMetrics for clients that accept it; ?format=json|prometheus|openmetrics"),
+    (
+        "/metrics",
+        "JSON; Prometheus text or OpenMetrics for clients that accept it; ?format=json|prometheus|openmetrics",
+    ),
     ("/metrics?window=SECONDS", "the same, utilization averaged over another time (up to 120)"),
     ("/health", "200 when ok or degraded, 503 with the reasons when failing"),
     ("/-/ready", "200 once there are fresh readings"),
@@ -73,7 +77,7 @@ class Endpoints:
         self.counters: Optional[Counters] = None
         self._snapshot = self._compose()
         self._stale_at = float("-inf")
-        self._verdicts: Dict[float, Verdict] = {}
+        self._verdicts: dict[float, Verdict] = {}
 
     # -- what the event loop calls -------------------------------------------------------------------------------
 
@@ -105,7 +109,7 @@ class Endpoints:
             return ("index", negotiate(accept) == "html")
         return (path,)
 
-    def render(self, page: Page) -> Answer:
+    def render(self, page: Any) -> Answer:
         """A page as it is now."""
         if page[0] == "metrics":
             return self._metrics(page[1], page[2])
@@ -113,10 +117,21 @@ class Endpoints:
             return self._index(page[1])
         if page[0] == "/health":
             verdict = self.verdict(self._window)
-            return _json(503 if verdict.status == FAILING else 200, status=verdict.status, reasons=verdict.reasons)
+            return _json(
+                503 if verdict.status == FAILING else 200,
+                status=verdict.status,
+                reasons=verdict.reasons,
+            )
         if page[0] == "/-/ready":
-            fresh = self._snapshot.host.sample is not None and self._clock() <= self._snapshot.host.overdue_at
-            return _json(200, ready=True) if fresh else _json(503, ready=False, error="there is no fresh reading")
+            fresh = (
+                self._snapshot.host.sample is not None
+                and self._clock() <= self._snapshot.host.overdue_at
+            )
+            return (
+                _json(200, ready=True)
+                if fresh
+                else _json(503, ready=False, error="there is no fresh reading")
+            )
         return _json(200, healthy=True)
 
     @staticmethod
@@ -137,18 +152,30 @@ class Endpoints:
         if verdict is None:
             if len(self._verdicts) >= 64:
                 self._verdicts.clear()
-            verdict = self._verdicts[window] = judge(self._snapshot, window, self._on_failure, self._clock())
+            verdict = self._verdicts[window] = judge(
+                self._snapshot, window, self._on_failure, self._clock()
+            )
         return verdict
 
-    def document(self, format: str, window: Optional[float] = None, indent: Optional[int] = None) -> bytes:
+    def document(
+        self, format: str, window: Optional[float] = None, indent: Optional[int] = None
+    ) -> bytes:
         """The metrics in one of the formats `json`, `prometheus` and `openmetrics`."""
         window = self._window if window is None else window
         verdict = self.verdict(window)
         if format == "json":
             return render_json(
-                self._snapshot, verdict, window, self._build, self._stats(), self._clock(), indent=indent
+                self._snapshot,
+                verdict,
+                window,
+                self._build,
+                self._stats(),
+                self._clock(),
+                indent=indent,
             )
-        return render_text(self._snapshot, verdict, self._build, self._stats(), openmetrics=format == "openmetrics")
+        return render_text(
+            self._snapshot, verdict, self._build, self._stats(), openmetrics=format == "openmetrics"
+        )
 
     def _compose(self) -> Snapshot:
         return Snapshot(
@@ -199,7 +226,8 @@ class Endpoints:
             window = float("nan")
         if not self._interval <= window <= LONGEST_SECONDS:
             raise Refused(
-                400, f"window: give seconds from {self._interval:g} (the sampling interval) to {LONGEST_SECONDS:g}"
+                400,
+                f"window: give seconds from {self._interval:g} (the sampling interval) to {LONGEST_SECONDS:g}",
             )
         # Hundredths are enough for a mean, and bound how many different pages can be asked for.
         return round(window, 2)
@@ -217,10 +245,20 @@ class Endpoints:
         title = f"ollama-metrics {__version__}"
         now = f"{verdict.status}, weight {balance.weight:g}"
         if not html:
-            lines = [title, f"This host is {now}.", *(f"  {reason}" for reason in verdict.reasons), ""]
+            lines = [
+                title,
+                f"This host is {now}.",
+                *(f"  {reason}" for reason in verdict.reasons),
+                "",
+            ]
             lines += [f"{path:25} {what}" for path, what in ENDPOINTS]
             return Answer(200, TEXT, ("\n".join(lines) + "\n").encode())
-        return Answer(200, HTML, _page(title, now, verdict.reasons).encode(), (("Content-Security-Policy", _CSP),))
+        return Answer(
+            200,
+            HTML,
+            _page(title, now, verdict.reasons).encode(),
+            (("Content-Security-Policy", _CSP),),
+        )
 
 
 _CSP = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
@@ -230,12 +268,13 @@ _STYLE = (
 )
 
 
-def _page(title: str, now: str, reasons: Tuple[str, ...]) -> str:
+def _page(title: str, now: str, reasons: tuple[str, ...]) -> str:
     from html import escape
 
     said = "".join(f"<li>{escape(reason)}" for reason in reasons)
     links = "".join(
-        f'<dt><a href="{escape(_link(path))}">{escape(path)}</a><dd>{escape(what)}' for path, what in ENDPOINTS
+        f'<dt><a href="{escape(_link(path))}">{escape(path)}</a><dd>{escape(what)}'
+        for path, what in ENDPOINTS
     )
     return (
         f'<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">'

@@ -7,7 +7,12 @@
         |-- NoDriver         no NVIDIA library or driver: what a host without GPUs shows
         `-- DriverFailure    there is a driver and it fails
 
-`ollama_metrics.nvml` adds what a single call to the driver can answer; those stay inside the GPU collector.
+What a single call to the driver can answer stays inside the GPU collector:
+
+    NotReported              the device or the driver does not have this reading
+    ReadingFailed            this call failed, for a reason that may pass
+    `-- NoPermission         the driver keeps this reading for root
+    DeviceLost               the device no longer answers
 """
 
 from __future__ import annotations
@@ -43,3 +48,19 @@ class NoDriver(CollectorError):
 
 class DriverFailure(CollectorError):
     """The NVIDIA driver is there and does not work: mismatch, permission, unknown error, no GPU left."""
+
+
+class NotReported(Exception):
+    """The device or the driver does not have this reading."""
+
+
+class ReadingFailed(Exception):
+    """One call failed for a reason that may pass; the text is the driver's."""
+
+
+class NoPermission(ReadingFailed):
+    """The driver keeps this reading for root (the memory of a MIG parent, say)."""
+
+
+class DeviceLost(Exception):
+    """The device no longer answers; the text is the driver's."""

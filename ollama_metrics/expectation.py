@@ -1,7 +1,8 @@
 """How many GPUs this host should have: told by the operator, or remembered as the most that was ever seen.
 
-Remembering is what makes a host that boots without its GPUs look busy instead of idle. The number is one line of
-text in the state directory and only ever grows; an operator who takes a card out says so.
+Remembering is what makes a host that boots without its GPUs look busy instead of idle. The number
+is one line of text in the state directory and only ever grows; an operator who takes a card out
+says so.
 """
 
 from __future__ import annotations
@@ -20,8 +21,9 @@ FILE_NAME = "gpus-expected"
 class Expectation:
     """The number of GPUs that the host should have, `count`.
 
-    With `fixed` it is that number. Else it is the most ever seen, kept in `directory` (None: kept in memory only).
-    `saw` is called by the GPU collector's thread alone; `count` may be read by any.
+    With `fixed` it is that number. Else it is the most ever seen, kept in `directory` (None: kept
+    in memory only). `saw` is called by the GPU collector's thread alone; `count` may be read by
+    any.
     """
 
     def __init__(
@@ -64,7 +66,9 @@ class Expectation:
             return 0
         except (OSError, ValueError) as error:
             # It is only ever written when there were GPUs: a broken note still says "at least one".
-            self._log("warning", f"{self._path} cannot be used ({error}); at least one GPU is expected")
+            self._log(
+                "warning", f"{self._path} cannot be used ({error}); at least one GPU is expected"
+            )
             return 1
 
     def _remember(self, path: str, count: int) -> None:
@@ -79,7 +83,9 @@ class Expectation:
         except OSError as error:
             if not self._complained:
                 self._complained = True
-                self._log("warning", f"the number of GPUs cannot be remembered across restarts: {error}")
+                self._log(
+                    "warning", f"the number of GPUs cannot be remembered across restarts: {error}"
+                )
             try:
                 os.unlink(scratch)
             except OSError:

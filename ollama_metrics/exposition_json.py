@@ -1,6 +1,7 @@
 """A snapshot and its verdict as the JSON document that balancers read; pure.
 
-The first keys, their order, types and units are a contract (docs/METRICS.md); what is new only ever comes after them.
+The first keys, their order, types and units are a contract (docs/METRICS.md); what is new only ever
+comes after them.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ from .window import stats
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Dict, Iterable, List, Optional, Tuple
+    from collections.abc import Iterable
+    from typing import Any, Optional
 
     from .snapshot import Snapshot, State
     from .verdict import Verdict
@@ -39,12 +41,20 @@ def render_json(
     """The document, UTF-8 with a final newline. `now` is monotonic; never contains NaN or Infinity."""
     document = to_document(snapshot, verdict, window, build, agent, now)
     separators = (",", ":") if indent is None else None
-    return json.dumps(document, allow_nan=False, indent=indent, separators=separators).encode("ascii") + b"\n"
+    return (
+        json.dumps(document, allow_nan=False, indent=indent, separators=separators).encode("ascii")
+        + b"\n"
+    )
 
 
 def to_document(
-    snapshot: Snapshot, verdict: Verdict, window: float, build: AgentBuild, agent: AgentStats, now: float
-) -> Dict[str, Any]:
+    snapshot: Snapshot,
+    verdict: Verdict,
+    window: float,
+    build: AgentBuild,
+    agent: AgentStats,
+    now: float,
+) -> dict[str, Any]:
     """The document as Python values; None becomes null: "not reported", or "not known now"."""
     balance = verdict.balance
     host: Optional[HostSample] = snapshot.host.sample
@@ -70,13 +80,17 @@ def to_document(
         "gpu_expected": verdict.gpu_devices_expected,
         "collectors": {state.health.collector: _health(state, now) for state in states},
         "agent": {**_BUILD.to_json(build), **_STATS.to_json(agent)},
-        "window": _window(host_stats, [gpu_stats[gpu.uuid] for gpu in gpus if gpu.uuid in gpu_stats]),
+        "window": _window(
+            host_stats, [gpu_stats[gpu.uuid] for gpu in gpus if gpu.uuid in gpu_stats]
+        ),
         "host": _without_load(_HOST.to_json(host)) if host is not None else None,
-        "driver": _DRIVER.to_json(reading) if reading is not None and reading.driver_version else None,
+        "driver": _DRIVER.to_json(reading)
+        if reading is not None and reading.driver_version
+        else None,
     }
 
 
-def _gpu(gpu: GpuSample, levels: Optional[Tuple[Stat, ...]]) -> Dict[str, Any]:
+def _gpu(gpu: GpuSample, levels: Optional[tuple[Stat, ...]]) -> dict[str, Any]:
     """One entry of `gpus`: what the device reports, its utilization averaged over the window."""
     entry = _GPU.to_json(gpu)
     entry["utilization_instant_percent"] = entry["utilization_percent"]
@@ -87,7 +101,7 @@ def _gpu(gpu: GpuSample, levels: Optional[Tuple[Stat, ...]]) -> Dict[str, Any]:
     return entry
 
 
-def _instant(host: Optional[HostSample], gpus: Tuple[GpuSample, ...]) -> Dict[str, Any]:
+def _instant(host: Optional[HostSample], gpus: tuple[GpuSample, ...]) -> dict[str, Any]:
     """The last reading by itself, unaveraged and without any stand-in."""
     return {
         "cpu_percent": _percent(host.cpu_ratio) if host is not None else None,
@@ -97,7 +111,7 @@ def _instant(host: Optional[HostSample], gpus: Tuple[GpuSample, ...]) -> Dict[st
     }
 
 
-def _window(host: Optional[Tuple[Stat, ...]], gpus: List[Tuple[Stat, ...]]) -> Dict[str, Any]:
+def _window(host: Optional[tuple[Stat, ...]], gpus: list[tuple[Stat, ...]]) -> dict[str, Any]:
     """Means over the window, and the highest utilization within it, of what is measured."""
     utilization, memory = [gpu[0] for gpu in gpus], [gpu[1] for gpu in gpus]
     peaks = [stat.maximum for stat in utilization if stat.maximum is not None]
@@ -111,14 +125,16 @@ def _window(host: Optional[Tuple[Stat, ...]], gpus: List[Tuple[Stat, ...]]) -> D
     }
 
 
-def _health(state: State[Any], now: float) -> Dict[str, Any]:
+def _health(state: State[Any], now: float) -> dict[str, Any]:
     entry = _HEALTH.to_json(state.health)
     entry["stuck"] = now > state.overdue_at
-    entry["age_seconds"] = round(max(0.0, now - state.read_at), 3) if state.read_at is not None else None
+    entry["age_seconds"] = (
+        round(max(0.0, now - state.read_at), 3) if state.read_at is not None else None
+    )
     return entry
 
 
-def _without_load(entry: Dict[str, Any]) -> Dict[str, Any]:
+def _without_load(entry: dict[str, Any]) -> dict[str, Any]:
     """The host's capacity; its load is at the top of the document."""
     return {key: value for key, value in entry.items() if key not in ("cpu_percent", "ram_percent")}
 

@@ -1,7 +1,8 @@
 """A snapshot as Prometheus text 0.0.4 or OpenMetrics 1.0; pure.
 
-Only what was measured: a reading that is not there is a series that is not there, and a verdict's made-up numbers
-never appear. Formats: prometheus.io/docs/instrumenting/exposition_formats and the OpenMetrics specification 1.0.
+Only what was measured: a reading that is not there is a series that is not there, and a verdict's
+made-up numbers never appear. Formats: prometheus.io/docs/instrumenting/exposition_formats and the
+OpenMetrics specification 1.0.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ from .verdict import Verdict
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Dict, List, Sequence, Tuple
+    from collections.abc import Sequence
+    from typing import Any
 
     from .metrics import Metric
     from .snapshot import Snapshot
@@ -28,18 +30,31 @@ CONTENT_TYPES = {
 }
 TABLES = tuple(
     Table(sample)
-    for sample in (Verdict, HostSample, GpuSample, MigInstance, GpuReading, CollectorHealth, AgentBuild, AgentStats)
+    for sample in (
+        Verdict,
+        HostSample,
+        GpuSample,
+        MigInstance,
+        GpuReading,
+        CollectorHealth,
+        AgentBuild,
+        AgentStats,
+    )
 )
 
 
 def render_text(
-    snapshot: Snapshot, verdict: Verdict, build: AgentBuild, agent: AgentStats, openmetrics: bool = False
+    snapshot: Snapshot,
+    verdict: Verdict,
+    build: AgentBuild,
+    agent: AgentStats,
+    openmetrics: bool = False,
 ) -> bytes:
     """All families, UTF-8; with `openmetrics` in that format and ended by `# EOF`."""
     reading: Any = snapshot.gpu.sample if snapshot.gpu is not None else None
     gpus = reading.gpus if reading is not None else ()
     health = [snapshot.host.health] + ([snapshot.gpu.health] if snapshot.gpu is not None else [])
-    samples: Tuple[Sequence[Any], ...] = (
+    samples: tuple[Sequence[Any], ...] = (
         (verdict,),
         (snapshot.host.sample,) if snapshot.host.sample is not None else (),
         gpus,
@@ -49,7 +64,7 @@ def render_text(
         (build,),
         (agent,),
     )
-    lines: List[str] = []
+    lines: list[str] = []
     for table, rows in zip(TABLES, samples):
         if rows:
             _families(lines, table, rows, openmetrics)
@@ -59,8 +74,10 @@ def render_text(
     return "\n".join(lines).encode()
 
 
-def _families(lines: List[str], table: Table, rows: Sequence[Any], openmetrics: bool) -> None:
-    labels = [{name: str(getattr(row, attribute)) for name, attribute in table.labels} for row in rows]
+def _families(lines: list[str], table: Table, rows: Sequence[Any], openmetrics: bool) -> None:
+    labels = [
+        {name: str(getattr(row, attribute)) for name, attribute in table.labels} for row in rows
+    ]
     texts = [metric for metric in table.metrics if metric.kind == "info"]
     if texts:
         family = f"{table.prefix}_info"
@@ -69,17 +86,21 @@ def _families(lines: List[str], table: Table, rows: Sequence[Any], openmetrics: 
         lines.append(f"# TYPE {name} {'info' if openmetrics else 'gauge'}")
         for row, own in zip(rows, labels):
             known = {metric.attribute: getattr(row, metric.attribute) for metric in texts}
-            lines.append(f"{family}{_labels({**own, **{k: v for k, v in known.items() if v is not None}})} 1")
+            lines.append(
+                f"{family}{_labels({**own, **{k: v for k, v in known.items() if v is not None}})} 1"
+            )
     for metric in table.metrics:
         if metric.kind not in ("gauge", "counter", "state"):
             continue
-        series = [line for row, own in zip(rows, labels) for line in _series(table, metric, row, own)]
+        series = [
+            line for row, own in zip(rows, labels) for line in _series(table, metric, row, own)
+        ]
         if series:
             lines.extend(_head(table, metric, openmetrics))
             lines.extend(series)
 
 
-def _head(table: Table, metric: Metric, openmetrics: bool) -> List[str]:
+def _head(table: Table, metric: Metric, openmetrics: bool) -> list[str]:
     name, kind = table.family(metric), "counter" if metric.kind == "counter" else "gauge"
     if openmetrics and kind == "counter":
         name = name[: -len("_total")]
@@ -89,20 +110,27 @@ def _head(table: Table, metric: Metric, openmetrics: bool) -> List[str]:
     return lines
 
 
-def _series(table: Table, metric: Metric, row: Any, labels: Dict[str, str]) -> List[str]:
+def _series(table: Table, metric: Metric, row: Any, labels: dict[str, str]) -> list[str]:
     value = getattr(row, metric.attribute)
     family = table.family(metric)
     if metric.kind == "state":
-        return [f"{family}{_labels({**labels, metric.attribute: one})} {int(one == value)}" for one in metric.states]
+        return [
+            f"{family}{_labels({**labels, metric.attribute: one})} {int(one == value)}"
+            for one in metric.states
+        ]
     if value is None or not math.isfinite(value):
         return []
-    return [f"{family}{_labels(labels)} {int(value) if isinstance(value, (bool, int)) else repr(value)}"]
+    return [
+        f"{family}{_labels(labels)} {int(value) if isinstance(value, (bool, int)) else repr(value)}"
+    ]
 
 
-def _labels(labels: Dict[str, str]) -> str:
+def _labels(labels: dict[str, str]) -> str:
     if not labels:
         return ""
-    return "{" + ",".join(f'{name}="{_escaped(str(value))}"' for name, value in labels.items()) + "}"
+    return (
+        "{" + ",".join(f'{name}="{_escaped(str(value))}"' for name, value in labels.items()) + "}"
+    )
 
 
 def _escaped(value: str) -> str:

@@ -1,7 +1,7 @@
 """CPU and RAM of the host, or of the container that the agent runs in.
 
-The only module that imports psutil for host data. `HostCollector.collect` is called by one thread, about once a
-second, and costs some 150 us.
+The only module that imports psutil for host data. `HostCollector.collect` is called by one thread,
+about once a second, and costs some 150 us.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from .metrics import counter, gauge
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Callable, Mapping, Optional, Tuple
+    from collections.abc import Mapping
+    from typing import Callable, Optional
 
     from .window import Levels
 
@@ -30,19 +31,32 @@ _LIMITS_SECONDS = 30.0
 class HostSample:
     """One reading of CPU and RAM.
 
-    Source: psutil over /proc/stat and /proc/meminfo; in a container with a limit, its cgroup's files (see cgroup.py).
+    Source: psutil over /proc/stat and /proc/meminfo; in a container with a limit, its cgroup's
+    files (see cgroup.py).
     """
 
     PREFIX = "ollama_host"
     LABELS = ()
 
     cpu_ratio: float = gauge("Share of the CPU time that was busy since the reading before.")
-    memory_used_ratio: float = gauge("Share of the memory that is not available to new work.", json="ram_percent")
-    memory_total_bytes: int = gauge("Memory of the host, or the container's limit.", json="ram_total_mb")
-    memory_available_bytes: int = gauge("Memory that new work can have without swapping.", json="ram_available_mb")
-    cpus: float = gauge("CPUs that the percentage is of; a fraction where a container's quota is one.")
-    cpu_busy_seconds_total: float = counter("CPU seconds used since boot (a container: since it started).", json=None)
-    container_limited: bool = gauge("Whether a container's limits stand in for the host's capacity.")
+    memory_used_ratio: float = gauge(
+        "Share of the memory that is not available to new work.", json="ram_percent"
+    )
+    memory_total_bytes: int = gauge(
+        "Memory of the host, or the container's limit.", json="ram_total_mb"
+    )
+    memory_available_bytes: int = gauge(
+        "Memory that new work can have without swapping.", json="ram_available_mb"
+    )
+    cpus: float = gauge(
+        "CPUs that the percentage is of; a fraction where a container's quota is one."
+    )
+    cpu_busy_seconds_total: float = counter(
+        "CPU seconds used since boot (a container: since it started).", json=None
+    )
+    container_limited: bool = gauge(
+        "Whether a container's limits stand in for the host's capacity."
+    )
 
     def levels(self) -> Mapping[str, Levels]:
         """CPU and memory as ratios, for the ring."""
@@ -52,12 +66,14 @@ class HostSample:
 class HostCollector:
     """Takes `HostSample`s; owns the counters of the reading before."""
 
-    def __init__(self, cgroup: Optional[Cgroup] = None, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, cgroup: Optional[Cgroup] = None, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self._cgroup = cgroup if cgroup is not None else Cgroup()
         self._clock = clock
         self._limits = Limits()
         self._limits_at = float("-inf")
-        self._before: Optional[Tuple[Optional[float], float, float]] = None
+        self._before: Optional[tuple[Optional[float], float, float]] = None
         self.pause = 0.0
 
     def prime(self) -> None:
@@ -81,14 +97,17 @@ class HostCollector:
         except (OSError, ValueError, psutil.Error) as error:
             raise CollectorError(f"CPU and memory cannot be read: {error}") from error
 
-    def _collect(self, before: Tuple[Optional[float], float, float]) -> HostSample:
+    def _collect(self, before: tuple[Optional[float], float, float]) -> HostSample:
         self._refresh_limits()
         limits = self._limits
         cpus, busy, total = counters = self._counters()
         if cpus != before[0]:
-            # The container's CPU limit has just come or gone: the two readings count different things.
+            # The container's CPU limit has just come or gone: the two readings count different
+            # things.
             self._before = counters
-            raise CollectorError("the container's CPU limit has changed; a new CPU interval has begun")
+            raise CollectorError(
+                "the container's CPU limit has changed; a new CPU interval has begun"
+            )
         if total <= before[2]:
             raise CollectorError("the CPU counters stood still since the reading before")
         self._before = counters
@@ -113,13 +132,14 @@ class HostCollector:
         if now - self._limits_at >= _LIMITS_SECONDS:
             self._limits, self._limits_at = self._cgroup.limits(), now
 
-    def _counters(self) -> Tuple[Optional[float], float, float]:
+    def _counters(self) -> tuple[Optional[float], float, float]:
         """The CPU limit (None: the host's CPUs), busy CPU seconds and available CPU seconds, both ever growing."""
         cpus = self._limits.cpus
         if cpus is not None:
             return cpus, self._cgroup.cpu_seconds(), self._clock() * cpus
         times = psutil.cpu_times()
-        # Guests' time is in user and nice already (Documentation/filesystems/proc.rst); waiting for a disk is idle.
+        # Guests' time is in user and nice already (Documentation/filesystems/proc.rst); waiting for
+        # a disk is idle.
         idle = times.idle + times.iowait
         busy = times.user + times.nice + times.system + times.irq + times.softirq + times.steal
         return None, busy, busy + idle

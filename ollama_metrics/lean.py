@@ -1,9 +1,10 @@
 """Keeps out of the daemon's memory what its imports drag in and it never touches.
 
-`http.server` imports, for features of it that a metrics agent has no use for, `ssl`, `bz2`, `lzma`, `mimetypes`,
-`html` and more: 5 of its 9 MB. `defer` puts a placeholder in their place that imports the real module at the first
-attribute asked of it: nothing is lost, it only comes later. The daemon calls this before its other imports; a program
-that imports this package as a library is never touched.
+`http.server` imports, for features of it that a metrics agent has no use for, `ssl`, `bz2`, `lzma`,
+`mimetypes`, `html` and more: 5 of its 9 MB. `defer` puts a placeholder in their place that imports
+the real module at the first attribute asked of it: nothing is lost, it only comes later. The daemon
+calls this before its other imports; a program that imports this package as a library is never
+touched.
 """
 
 from __future__ import annotations
@@ -13,12 +14,15 @@ from types import ModuleType
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Iterable
+    from collections.abc import Iterable
+    from typing import Any
 
 # Who imports it -> why the agent does not need it.
-#   http.client: ssl (HTTPS clients).  shutil: bz2, lzma, fnmatch (archives).  http.server: shutil, mimetypes, html
-#   (serving files).  email.utils: random, datetime (message ids, dates).  email._parseaddr: calendar.
-#   psutil: subprocess, glob (other systems, sensors).  dataclasses: inspect (signatures of undocumented classes).
+# http.client: ssl (HTTPS clients).  shutil: bz2, lzma, fnmatch (archives).  http.server: shutil,
+# mimetypes, html
+# (serving files).  email.utils: random, datetime (message ids, dates).  email._parseaddr: calendar.
+# psutil: subprocess, glob (other systems, sensors).  dataclasses: inspect (signatures of
+# undocumented classes).
 #   urllib.parse: ipaddress (URLs with bracketed hosts).
 DEFERRED = (
     "ssl",
@@ -42,7 +46,8 @@ class Deferred(ModuleType):
     """A module that is imported when something in it is first asked for."""
 
     def __getattr__(self, name: str) -> Any:
-        # Only real use may load, not those who look through sys.modules (`import html.entities` is real use).
+        # Only real use may load, not those who look through sys.modules (`import html.entities` is
+        # real use).
         if name.startswith("__") and name not in ("__path__", "__all__"):
             raise AttributeError(name)
         if sys.modules.get(self.__name__) is self:
@@ -63,14 +68,3 @@ def forget_parser() -> None:
     """Forget the command line's parser, which has done its work; what it held is used again by what comes next."""
     for name in ("argparse", "gettext", "locale"):
         sys.modules.pop(name, None)
-
-
-def give_back() -> None:
-    """Give memory that start-up used for a moment back to the system (0.5 MB), where the C library can do that."""
-    import ctypes
-    import gc
-
-    gc.collect()
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's; musl has none
-    if trim is not None:
-        trim(0)

@@ -12,7 +12,7 @@ from .errors import ListenError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import List, Sequence
+    from collections.abc import Sequence
 
 OLLAMA_PORT = 11434
 BACKLOG = 1024
@@ -33,13 +33,17 @@ class Listener(HTTPServer):
     def server_bind(self) -> None:
         """Bind, without the look-up of the host's own name that HTTPServer does (it can take seconds)."""
         self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        # Accepted sockets inherit it: an answer is one send, and a pipelined one must not wait for an ACK.
+        # Accepted sockets inherit it: an answer is one send, and a pipelined one must not wait for
+        # an ACK.
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         if self.address_family == socket.AF_INET6:
             self.socket.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, int(self._v6_only))
         self.socket.bind(self.server_address)
         self.server_address = self.socket.getsockname()
-        self.server_name, self.server_port = str(self.server_address[0]), int(self.server_address[1])
+        self.server_name, self.server_port = (
+            str(self.server_address[0]),
+            int(self.server_address[1]),
+        )
         self.socket.setblocking(False)
 
     @property
@@ -54,17 +58,19 @@ class Listener(HTTPServer):
         return f"http://{Address(host, self.server_port)}"
 
 
-def listen(addresses: Sequence[Address]) -> List[Listener]:
+def listen(addresses: Sequence[Address]) -> list[Listener]:
     """Listen on every address; all or none.
 
     `::` serves IPv4 too where the system allows, unless 0.0.0.0 has the same port.
 
     Raises ListenError, whose text names the address.
     """
-    listeners: List[Listener] = []
+    listeners: list[Listener] = []
     try:
         for address in addresses:
-            v6_only = any(other.host == "0.0.0.0" and other.port == address.port for other in addresses)
+            v6_only = any(
+                other.host == "0.0.0.0" and other.port == address.port for other in addresses
+            )
             listeners.append(_listen(address, v6_only))
     except BaseException:
         for listener in listeners:
@@ -77,9 +83,13 @@ def _listen(address: Address, v6_only: bool) -> Listener:
     try:
         # As bytes, where that will do: for a str Python loads its whole IDNA machinery, 1 MB.
         host = address.host.encode() if address.host.isascii() else address.host
-        found = socket.getaddrinfo(host, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        found = socket.getaddrinfo(
+            host, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )
     except (OSError, UnicodeError) as error:
-        raise ListenError(f"cannot listen on {address}: the name {address.host!r} is not known ({error})") from None
+        raise ListenError(
+            f"cannot listen on {address}: the name {address.host!r} is not known ({error})"
+        ) from None
     family, _, _, _, resolved = found[0]
     try:
         return Listener(family, Address(str(resolved[0]), address.port), v6_only)
@@ -97,3 +107,21 @@ def _reason(error: OSError, port: int) -> str:
     if error.errno == errno.EADDRNOTAVAIL:
         return "this host has no such address; `ip address` shows those that it has"
     return os.strerror(error.errno) if error.errno else str(error)
+
+
+def open_files_for(connections: int) -> int:
+    """Raise the soft limit of open files as far as `connections` need and the hard limit allows.
+
+    Returns how many connections there is room for.
+    """
+    import resource
+
+    reserve = 64  # standard streams, libraries, the driver's devices
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = connections + reserve
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        soft = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    return (
+        connections if soft == resource.RLIM_INFINITY else max(16, min(connections, soft - reserve))
+    )

@@ -1,14 +1,15 @@
 """The grammar of the one table: what a line of a sample's dataclass may say about its metric.
 
-A sample's dataclass is the table. Each of its attributes is declared by one of the functions below and from that one
-line come the typed attribute (base units), the JSON key, the Prometheus family with HELP and TYPE, and the row of
-docs/METRICS.md:
+A sample's dataclass is the table. Each of its attributes is declared by one of the functions below
+and from that one line come the typed attribute (base units), the JSON key, the Prometheus family
+with HELP and TYPE, and the row of docs/METRICS.md:
 
     power_draw_watts: Optional[float] = gauge("Board power draw.")
     # attribute power_draw_watts, JSON power_draw_w, family ollama_gpu_power_draw_watts
 
-The class says the rest in two constants: `PREFIX` (what its families start with) and `LABELS` (pairs
-of label name and attribute) for the series of its instances. No I/O here, and no knowledge of any one metric.
+The class says the rest in two constants: `PREFIX` (what its families start with) and `LABELS`
+(pairs of label name and attribute) for the series of its instances. No I/O here, and no knowledge
+of any one metric.
 """
 
 from __future__ import annotations
@@ -18,10 +19,11 @@ from dataclasses import dataclass
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Callable, Dict, Optional, Tuple
+    from typing import Any, Callable, Optional
 
-# Suffix of the attribute (base unit) -> suffix of its JSON key, factor, decimals kept (None: an integer).
-JSON_UNITS: Dict[str, Tuple[str, float, Optional[int]]] = {
+# Suffix of the attribute (base unit) -> suffix of its JSON key, factor, decimals kept (None: an
+# integer).
+JSON_UNITS: dict[str, tuple[str, float, Optional[int]]] = {
     "_ratio": ("_percent", 100.0, 1),
     "_bytes": ("_mb", 1 / (1 << 20), None),
     "_hertz": ("_mhz", 1e-6, None),
@@ -39,9 +41,10 @@ SAME = "(as the attribute)"
 class Metric:
     """What one declared attribute is.
 
-    `kind` is `gauge`, `counter`, `info` (a text that becomes a label of the class's `_info` family), `state` (one of
-    `states`: a series for each, 1 for the one that holds) or `detail` (JSON only). `read` takes the object that the
-    class's collector reads from and returns the attribute's value; `json` is the JSON key or None.
+    `kind` is `gauge`, `counter`, `info` (a text that becomes a label of the class's `_info`
+    family), `state` (one of `states`: a series for each, 1 for the one that holds) or `detail`
+    (JSON only). `read` takes the object that the class's collector reads from and returns the
+    attribute's value; `json` is the JSON key or None.
     """
 
     kind: str
@@ -49,7 +52,7 @@ class Metric:
     attribute: str = ""
     json: Optional[str] = SAME
     read: Optional[Callable[..., Any]] = None
-    states: Tuple[str, ...] = ()
+    states: tuple[str, ...] = ()
 
     @property
     def unit(self) -> str:
@@ -75,12 +78,16 @@ def _field(metric: Metric, required: bool = False) -> Any:
     return dataclasses.field(default=None, metadata={"metric": metric})
 
 
-def gauge(help: str, *, json: Optional[str] = SAME, read: Optional[Callable[..., Any]] = None) -> Any:
+def gauge(
+    help: str, *, json: Optional[str] = SAME, read: Optional[Callable[..., Any]] = None
+) -> Any:
     """Declare a value that goes up and down; `help` is one sentence."""
     return _field(Metric("gauge", help, json=json, read=read))
 
 
-def counter(help: str, *, json: Optional[str] = SAME, read: Optional[Callable[..., Any]] = None) -> Any:
+def counter(
+    help: str, *, json: Optional[str] = SAME, read: Optional[Callable[..., Any]] = None
+) -> Any:
     """Declare a value that only grows; the attribute's name ends in `_total`."""
     return _field(Metric("counter", help, json=json, read=read))
 
@@ -96,12 +103,14 @@ def info(
     return _field(Metric("info", help, json=json, read=read), required)
 
 
-def state(help: str, states: Tuple[str, ...], *, json: Optional[str] = SAME) -> Any:
+def state(help: str, states: tuple[str, ...], *, json: Optional[str] = SAME) -> Any:
     """Declare a text out of `states`: in Prometheus a series for each, 1 for the one that holds."""
     return _field(Metric("state", help, json=json, states=states), required=True)
 
 
-def detail(help: str, *, json: Optional[str] = SAME, read: Optional[Callable[..., Any]] = None) -> Any:
+def detail(
+    help: str, *, json: Optional[str] = SAME, read: Optional[Callable[..., Any]] = None
+) -> Any:
     """Declare a value that has no Prometheus family of its own (a list, an index)."""
     return _field(Metric("detail", help, json=json, read=read))
 
@@ -111,9 +120,11 @@ class Table:
 
     def __init__(self, sample: type) -> None:
         self.prefix: str = sample.PREFIX  # type: ignore[attr-defined]
-        self.labels: Tuple[Tuple[str, str], ...] = sample.LABELS  # type: ignore[attr-defined]
+        self.labels: tuple[tuple[str, str], ...] = sample.LABELS  # type: ignore[attr-defined]
         self.title = (sample.__doc__ or "").split("\n", 1)[0]
-        self.metrics = tuple(_named(field) for field in dataclasses.fields(sample) if "metric" in field.metadata)
+        self.metrics = tuple(
+            _named(field) for field in dataclasses.fields(sample) if "metric" in field.metadata
+        )
 
     def family(self, metric: Metric) -> str:
         """The Prometheus family (with `_total` on a counter) of one of this table's metrics."""
@@ -121,9 +132,13 @@ class Table:
             return f"{self.prefix}_info"
         return f"{self.prefix}_{metric.attribute}"
 
-    def to_json(self, sample: Any) -> Dict[str, Any]:
+    def to_json(self, sample: Any) -> dict[str, Any]:
         """The sample as JSON keys and values, in the table's order."""
-        return {m.json: m.to_json(getattr(sample, m.attribute)) for m in self.metrics if m.json is not None}
+        return {
+            m.json: m.to_json(getattr(sample, m.attribute))
+            for m in self.metrics
+            if m.json is not None
+        }
 
 
 def _named(field: dataclasses.Field[Any]) -> Metric:

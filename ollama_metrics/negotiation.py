@@ -1,19 +1,19 @@
 """Which format a client of /metrics gets, from its Accept header; pure.
 
-One URL serves a balancer (no Accept header, JSON), curl (`*/*`, JSON), every Prometheus (named exposition formats)
-and a browser (`text/html`). Prometheus 2.49.0 sends `*/*;q=2`: a quality above 1 is taken as 1, and a wildcard never
-beats a format that is named.
+One URL serves a balancer (no Accept header, JSON), curl (`*/*`, JSON), every Prometheus (named
+exposition formats) and a browser (`text/html`). Prometheus 2.49.0 sends `*/*;q=2`: a quality above
+1 is taken as 1, and a wildcard never beats a format that is named.
 """
 
 from __future__ import annotations
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Dict, Optional
+    from typing import Optional
 
 FORMATS = ("json", "prometheus", "openmetrics", "html")
 
-_NAMED: Dict[str, str] = {
+_NAMED: dict[str, str] = {
     "application/json": "json",
     "application/openmetrics-text": "openmetrics",
     "text/plain": "prometheus",

@@ -8,9 +8,10 @@ from http.server import BaseHTTPRequestHandler
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Optional, Tuple
+    from typing import Any, Optional
 
-# A head larger than this is refused with 431, a body with 413: nothing that is asked here needs either.
+# A head larger than this is refused with 431, a body with 413: nothing that is asked here needs
+# either.
 LARGEST_HEAD = 16 * 1024
 LARGEST_BODY = 16 * 1024
 
@@ -19,8 +20,9 @@ LARGEST_BODY = 16 * 1024
 class Request:
     """A parsed head.
 
-    `error` is (status, sentence) when the head is refused. `keep_alive` tells whether the connection goes on after
-    the answer; `http_1_0` that the client has to be told so. `body` tells that a body follows.
+    `error` is (status, sentence) when the head is refused. `keep_alive` tells whether the
+    connection goes on after the answer; `http_1_0` that the client has to be told so. `body` tells
+    that a body follows.
     """
 
     method: str = ""
@@ -29,10 +31,10 @@ class Request:
     keep_alive: bool = False
     http_1_0: bool = False
     body: bool = False
-    error: Optional[Tuple[int, str]] = None
+    error: Optional[tuple[int, str]] = None
 
 
-def split_head(data: bytes) -> Tuple[Optional[bytes], bytes]:
+def split_head(data: bytes) -> tuple[Optional[bytes], bytes]:
     """The first complete head in `data`, with its empty line, and what follows it; (None, data) when there is none.
 
     Lines end in CRLF, or in LF alone as RFC 9112, section 2.2, lets a server accept.
@@ -57,13 +59,15 @@ class _Judge(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
     def __init__(self, head: bytes) -> None:
-        self.refusal: Optional[Tuple[int, str]] = None
-        self.rfile = io.BufferedReader(io.BytesIO(head))  # type: ignore[arg-type]
+        self.refusal: Optional[tuple[int, str]] = None
+        self.rfile = io.BufferedReader(io.BytesIO(head))
         self.raw_requestline = self.rfile.readline(LARGEST_HEAD + 1)
         self.command = ""
         self.accepted = self.parse_request()
 
-    def send_error(self, code: int, message: Optional[str] = None, explain: Optional[str] = None) -> None:
+    def send_error(
+        self, code: int, message: Optional[str] = None, explain: Optional[str] = None
+    ) -> None:
         """Keep what the base class wants to refuse the request with."""
         self.refusal = (int(code), str(message or explain or "the request cannot be read"))
 
@@ -81,7 +85,9 @@ def parse(head: bytes) -> Request:
     if not judge.accepted:
         code, text = judge.refusal or (400, "an empty request")
         # The words of the base class quote what the client sent, which is for nobody to see again.
-        return Request(error=(code, "the request line or its headers cannot be read" if code == 400 else text))
+        return Request(
+            error=(code, "the request line or its headers cannot be read" if code == 400 else text)
+        )
     if judge.request_version == "HTTP/0.9":
         return Request(error=(400, "the request line has no HTTP version"))
     headers = judge.headers
@@ -93,7 +99,9 @@ def parse(head: bytes) -> Request:
     if len(lengths) > 1 or not all(length.isascii() and length.isdigit() for length in lengths):
         return Request(error=(400, "the Content-Length is not one number"), body=True)
     if any(len(length) > 12 or int(length) > LARGEST_BODY for length in lengths):
-        return Request(error=(413, f"a body may not be larger than {LARGEST_BODY} bytes"), body=True)
+        return Request(
+            error=(413, f"a body may not be larger than {LARGEST_BODY} bytes"), body=True
+        )
     accept = headers.get_all("Accept")
     return Request(
         method=judge.command,

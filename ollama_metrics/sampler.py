@@ -1,7 +1,8 @@
 """One collector on its own clock and its own thread, publishing an immutable `State` at the end of each cycle.
 
-`Sampler.state` is replaced whole by the sampler's thread and by nobody else; readers take it without a lock. A cycle
-that fails or never ends harms no other sampler. A failing collector is asked again with back-off.
+`Sampler.state` is replaced whole by the sampler's thread and by nobody else; readers take it
+without a lock. A cycle that fails or never ends harms no other sampler. A failing collector is
+asked again with back-off.
 """
 
 from __future__ import annotations
@@ -30,7 +31,8 @@ if TYPE_CHECKING:
             """Take one reading. Raises CollectorError."""
 
 
-# A reading whose predecessor is older than this many intervals stands for one interval only: the gap weighs nothing.
+# A reading whose predecessor is older than this many intervals stands for one interval only: the
+# gap weighs nothing.
 _GAP_INTERVALS = 2.0
 # A collector that has not finished a cycle for this many intervals is stuck.
 STUCK_INTERVALS = 3.0
@@ -39,8 +41,8 @@ STUCK_INTERVALS = 3.0
 class Sampler:
     """Drives one collector.
 
-    `interval` is in seconds; `clock` is monotonic, `wall` gives Unix seconds. `log(level, sentence)` hears of each
-    change between failing and not failing.
+    `interval` is in seconds; `clock` is monotonic, `wall` gives Unix seconds. `log(level,
+    sentence)` hears of each change between failing and not failing.
     """
 
     def __init__(
@@ -61,15 +63,22 @@ class Sampler:
         """Set when the first cycle has ended, well or not."""
         self.state: State[Any] = State(
             health=CollectorHealth(
-                collector=name, success=False, consecutive_failures=0, failures_total=0, error="no reading has ended yet"
+                collector=name,
+                success=False,
+                consecutive_failures=0,
+                failures_total=0,
+                error="no reading has ended yet",
             ),
             overdue_at=clock() + STUCK_INTERVALS * interval,
         )
 
     def start(self, first_after: float = 0.0) -> None:
         """Start the thread; its first cycle begins `first_after` seconds from now."""
-        # A driver call that hangs cannot be interrupted: a daemon thread does not keep the process from ending.
-        threading.Thread(target=self._run, args=(first_after,), name=f"{self.name}-sampler", daemon=True).start()
+        # A driver call that hangs cannot be interrupted: a daemon thread does not keep the process
+        # from ending.
+        threading.Thread(
+            target=self._run, args=(first_after,), name=f"{self.name}-sampler", daemon=True
+        ).start()
 
     def stop(self) -> None:
         """Ask the thread to end; does not wait for it."""
@@ -80,7 +89,8 @@ class Sampler:
         while not self._stop.wait(max(0.0, due - self._clock())):
             begun = self._clock()
             wait = self.cycle()
-            # A cycle that took longer than its interval is followed by the next at once, none is made up for.
+            # A cycle that took longer than its interval is followed by the next at once, none is
+            # made up for.
             due = max(begun + wait, self._clock())
 
     def cycle(self) -> float:

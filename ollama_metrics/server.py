@@ -1,91 +1,43 @@
 """The event loop: hands out what the application has rendered; knows HTTP and no metric.
 
-One thread, one epoll. A poller sends the same head every time, so what a head asks for is remembered by its bytes,
-and what an answer is by page: most requests cost a recv, two look-ups and a send. http.server judges every head that
-has not been seen (request.py).
+One thread, one epoll. A poller sends the same head every time, so what a head asks for is
+remembered by its bytes, and what an answer is by page: most requests cost a recv, two look-ups and
+a send. http.server judges every head that has not been seen (request.py).
 
-Nobody can hold it up. A request has to be complete `REQUEST_SECONDS` after its connection was accepted (or after its
-first byte on a connection that goes on), and its answer taken in that time; heads are bounded, answers are sent one
-at a time, connections are bounded and the oldest gives way. Nothing in here waits for anything but epoll.
+Nobody can hold it up. A request has to be complete `REQUEST_SECONDS` after its connection was
+accepted (or after its first byte on a connection that goes on), and its answer taken in that time;
+heads are bounded, answers are sent one at a time, connections are bounded and the oldest gives way.
+Nothing in here waits for anything but epoll.
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import select
 import socket
 import time
-from http import HTTPStatus
-from http.server import BaseHTTPRequestHandler
 
-from .request import LARGEST_HEAD, Request, parse, split_head
+from .plans import CLOSE, Plans, refuse
+from .request import LARGEST_HEAD, split_head
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Callable, Dict, Hashable, Optional, Protocol, Sequence, Tuple
+    from collections.abc import Sequence
+    from typing import Callable, Optional
 
     from .listener import Listener
-
-    class Application(Protocol):
-        """What is served: pages, by keys that stay valid for as long as the program runs."""
-
-        def page(self, method: str, target: str, accept: Optional[str]) -> Hashable:
-            """The key of the page that a request asks for. Raises Refused."""
-
-        def version(self) -> object:
-            """An object that is another one as soon as pages have to be rendered again."""
-
-        def render(self, page: Hashable) -> Answer:
-            """The page as it is now."""
-
-        def refusal(self, status: int, sentence: str) -> Answer:
-            """The answer to a request that is refused."""
-
+    from .plans import Application, Plan
 
 REQUEST_SECONDS = 10.0
 # Longer than the 90 s after which Go's HTTP clients close, so that it is they who do.
 IDLE_SECONDS = 100.0
 GOODBYE_SECONDS = 0.5
 MOST_CONNECTIONS = 4096
-_MOST_HEADS, _LARGEST_REMEMBERED_HEAD = 256, 2048
-_MOST_PAGES = 64
 _MOST_DISCARDED = 1 << 20
+# Read and waited for at once: larger ones cost more to allocate than they save.
+_RECEIVE, _EVENTS = 4096, 64
 _DONTWAIT = socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL
-_KEEP, _KEEP_1_0, _CLOSE = b"", b"Connection: keep-alive\r\n", b"Connection: close\r\n"
-
-
-class Refused(Exception):
-    """A request that gets an error of 400 to 499; `headers` are added to the answer."""
-
-    def __init__(self, status: int, sentence: str, headers: Tuple[Tuple[str, str], ...] = ()) -> None:
-        super().__init__(sentence)
-        self.status, self.sentence, self.headers = status, sentence, headers
-
-
-class Answer:
-    """A rendered page."""
-
-    __slots__ = ("body", "content_type", "headers", "status")
-
-    def __init__(
-        self, status: int, content_type: str, body: bytes, headers: Tuple[Tuple[str, str], ...] = ()
-    ) -> None:
-        self.status, self.content_type, self.body, self.headers = status, content_type, body, headers
-
-    def wire(self, connection: bytes, head_only: bool) -> bytes:
-        """The answer as it is sent; `connection` is the Connection header's line or nothing."""
-        lines = [
-            f"HTTP/1.1 {self.status} {HTTPStatus(self.status).phrase}",
-            f"Date: {_http_date(time.time())}",
-            f"Content-Type: {self.content_type}",
-            f"Content-Length: {len(self.body)}",
-            "Cache-Control: no-store",
-            "Vary: Accept",
-            "X-Content-Type-Options: nosniff",
-        ]
-        lines += [f"{name}: {value}" for name, value in self.headers]
-        head = "\r\n".join(lines).encode("ascii") + b"\r\n" + connection + b"\r\n"
-        return head if head_only else head + self.body
 
 
 class Counters:
@@ -97,28 +49,20 @@ class Counters:
         self.requests = self.refused = self.evicted = self.connections = 0
 
 
-class _Plan:
-    """What to do about one head: its page or its refusal, and what becomes of the connection."""
-
-    __slots__ = ("body", "connection", "head_only", "page", "refused")
-
-    def __init__(self, request: Request, page: Hashable, refused: Optional[Refused]) -> None:
-        self.page, self.refused, self.body = page, refused, request.body
-        self.head_only = request.method == "HEAD"
-        self.connection = (_KEEP_1_0 if request.http_1_0 else _KEEP) if request.keep_alive else _CLOSE
-
-
 class _Connection:
-    """A connection that has to be waited for. `received` is an incomplete head, `unsent` what the client is yet to
-    take; `discarding` counts what it sends although it has had its last answer (-1: it has not)."""
+    """A connection that has to be waited for.
 
-    __slots__ = ("closing", "discarding", "fd", "received", "socket", "unsent")
+    `received` is an incomplete head, `unsent` what the client is yet to take of `answering`;
+    `discarding` counts what it sends although it has had its last answer (-1: it has not).
+    """
+
+    __slots__ = ("answering", "discarding", "fd", "received", "socket", "unsent")
 
     def __init__(self, sock: socket.socket) -> None:
         self.socket, self.fd = sock, sock.fileno()
         self.received = b""
         self.unsent: Optional[memoryview] = None
-        self.closing: Optional[_Plan] = None
+        self.answering: Optional[Plan] = None
         self.discarding = -1
 
 
@@ -136,15 +80,19 @@ class Server:
     ) -> None:
         self.counters = Counters()
         self._application, self._clock = application, clock
-        self._most, self._request_seconds, self._idle_seconds = most_connections, request_seconds, idle_seconds
+        self._most, self._request_seconds, self._idle_seconds = (
+            most_connections,
+            request_seconds,
+            idle_seconds,
+        )
         self._listeners = {listener.fileno(): listener for listener in listeners}
-        self._connections: Dict[int, _Connection] = {}
-        # fd -> deadline, each in the order of its deadlines, for those of one kind are all equally long.
-        self._busy: Dict[int, float] = {}
-        self._idle: Dict[int, float] = {}
-        self._plans: Dict[bytes, _Plan] = {}
-        self._wires: Dict[Tuple[Hashable, bytes, bool], bytes] = {}
-        self._version: object = None
+        self._connections: dict[int, _Connection] = {}
+        # fd -> deadline, each in the order of its deadlines, for those of one kind are all equally
+        # long.
+        self._busy: dict[int, float] = {}
+        self._idle: dict[int, float] = {}
+        self._plans = Plans(application)
+        self._now = clock()  # as of the last event: deadlines need no better
         self._epoll = select.epoll()
         self._woken, self._waker = socket.socketpair()
         self._woken.setblocking(False)
@@ -173,45 +121,42 @@ class Server:
         """Serve until `stop`, then close every socket."""
         try:
             while not self._stopping:
-                self._turn(self._patience())
+                self._turn()
             self._say_goodbye()
         finally:
             self._close_all()
 
     # -- the loop ------------------------------------------------------------------------------------------------
 
-    def _patience(self) -> float:
-        """Seconds until the first deadline; -1 (for ever) when nobody has one."""
-        first = -1.0
-        for queue in (self._busy, self._idle):
-            if queue:
-                deadline = queue[next(iter(queue))]
-                if first < 0 or deadline < first:
-                    first = deadline
-        return max(0.0, first - self._clock()) if first >= 0 else -1
-
-    def _turn(self, timeout: float) -> None:
+    def _turn(self, most: float = -1) -> None:
+        """Wait for events until the first deadline, at most `most` seconds (-1: for ever), and deal with them."""
+        timeout = most
+        if self._busy or self._idle:
+            self._now = now = self._clock()
+            first = min(queue[next(iter(queue))] for queue in (self._busy, self._idle) if queue)
+            if first <= now:
+                self._evict_late(now)
+                return
+            timeout = first - now if most < 0 else min(most, first - now)
         connections = self._connections
-        for fd, event in self._epoll.poll(timeout, 512):
+        events = self._epoll.poll(timeout, _EVENTS)
+        self._now = self._clock()
+        for fd, event in events:
             connection = connections.get(fd)
             if connection is not None:
-                if connection.unsent is not None:
-                    self._writable(connection)
-                else:
+                if connection.unsent is None:
                     self._readable(connection)
+                else:
+                    self._writable(connection)
             elif fd in self._listeners:
                 self._accept(self._listeners[fd])
-            elif event & select.EPOLLIN:
-                try:
+            elif event & select.EPOLLIN and fd == self._woken.fileno():
+                with contextlib.suppress(BlockingIOError):
                     self._woken.recv(4096)
-                except BlockingIOError:
-                    pass  # somebody was quicker
-        if self._busy or self._idle:
-            self._evict_late(self._clock())
 
     def _say_goodbye(self) -> None:
         """Answer what has arrived, send what is being sent, then leave."""
-        self._plans.clear()  # answers from here on say that the connection closes
+        self._plans.close_connections()
         for listener in self._listeners.values():
             for _ in range(self._most):
                 if not self._accept(listener):
@@ -248,11 +193,14 @@ class Server:
         except BlockingIOError:
             return False
         except OSError as error:
-            if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM) and not self._evict_oldest():
+            if (
+                error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
+                and not self._evict_oldest()
+            ):
                 time.sleep(0.01)  # nothing to give up: better late than spinning
             return True  # ECONNABORTED and its like: the client has gone again
         try:
-            data = sock.recv(LARGEST_HEAD, _DONTWAIT)
+            data = sock.recv(_RECEIVE, _DONTWAIT)
         except BlockingIOError:
             data = None
         except OSError:
@@ -308,11 +256,13 @@ class Server:
                 self._close(connection)
 
     def _refuse_late(self, connection: _Connection) -> None:
-        answer = self._application.refusal(408, f"the request was not complete within {self._request_seconds:g} s")
+        answer = self._application.refusal(
+            408, f"the request was not complete within {self._request_seconds:g} s"
+        )
         self.counters.requests += 1
         self.counters.refused += 1
         try:
-            connection.socket.send(answer.wire(_CLOSE, head_only=False), _DONTWAIT)
+            connection.socket.send(answer.wire(CLOSE, head_only=False), _DONTWAIT)
         except OSError:
             pass  # too slow to take even that
 
@@ -329,7 +279,7 @@ class Server:
 
     def _readable(self, connection: _Connection) -> None:
         try:
-            data = connection.socket.recv(LARGEST_HEAD, _DONTWAIT)
+            data = connection.socket.recv(_RECEIVE, _DONTWAIT)
         except BlockingIOError:
             return
         except OSError:
@@ -346,8 +296,9 @@ class Server:
 
     def _feed(self, connection: _Connection, data: bytes) -> bool:
         """Answer every complete request in `data`, one after the other; True when the connection has been closed."""
+        plans = self._plans
         while True:
-            plan = self._plans.get(data)
+            plan = plans.known.get(data)
             if plan is not None:
                 rest = b""
             else:
@@ -359,10 +310,11 @@ class Server:
                         connection.received = data
                         self._expect(connection)
                         return False
-                    plan = self._refuse(431, f"a request's head may not be larger than {LARGEST_HEAD} bytes")
+                    plan = refuse(431, f"a request's head may not exceed {LARGEST_HEAD} bytes")
                 else:
-                    plan = self._plans.get(head) or self._plan(head)
-            wire = self._wire(plan)
+                    plan = plans.known.get(head) or plans.make(head)
+            version = self._application.version()
+            wire = plan.wire if plan.version is version else plans.render(plan, version)
             self.counters.requests += 1
             if plan.refused is not None:
                 self.counters.refused += 1
@@ -376,7 +328,7 @@ class Server:
                 return True
             if sent < len(wire):
                 connection.unsent = memoryview(wire)[sent:]
-                connection.closing = plan
+                connection.answering = plan
                 self._expect(connection)
                 if connection.fd in self._connections:
                     self._epoll.modify(connection.fd, select.EPOLLOUT)
@@ -391,7 +343,7 @@ class Server:
 
     def _writable(self, connection: _Connection) -> None:
         assert connection.unsent is not None
-        assert connection.closing is not None
+        assert connection.answering is not None
         try:
             sent = connection.socket.send(connection.unsent, _DONTWAIT)
         except BlockingIOError:
@@ -402,7 +354,7 @@ class Server:
         connection.unsent = connection.unsent[sent:]
         if connection.unsent:
             return
-        plan, connection.unsent, connection.closing = connection.closing, None, None
+        plan, connection.unsent, connection.answering = connection.answering, None, None
         self._epoll.modify(connection.fd, select.EPOLLIN)
         if not self._ended(connection, plan):
             data, connection.received = connection.received, b""
@@ -411,14 +363,15 @@ class Server:
             else:
                 self._rest(connection)
 
-    def _ended(self, connection: _Connection, plan: _Plan) -> bool:
+    def _ended(self, connection: _Connection, plan: Plan) -> bool:
         """Whether this was the connection's last answer. It is closed then; with the client still sending, later."""
-        if plan.connection is not _CLOSE and not self._stopping:
+        if plan.keep_alive and not self._stopping:
             return False
         if not plan.body:
             self._close(connection)
             return True
-        # To close with unread data would be a reset, which can destroy the answer before the client has read it.
+        # To close with unread data would be a reset, which can destroy the answer before the client
+        # has read it.
         connection.discarding, connection.received = 0, b""
         self._expect(connection)
         try:
@@ -432,7 +385,7 @@ class Server:
         fd = connection.fd
         if fd not in self._busy:
             self._idle.pop(fd, None)
-            self._busy[fd] = self._clock() + self._request_seconds
+            self._busy[fd] = self._now + self._request_seconds
 
     def _rest(self, connection: _Connection) -> None:
         """The connection stays open for another request."""
@@ -440,71 +393,4 @@ class Server:
         connection.received = b""
         self._busy.pop(fd, None)
         self._idle.pop(fd, None)
-        self._idle[fd] = self._clock() + self._idle_seconds
-
-    # -- answers -------------------------------------------------------------------------------------------------
-
-    def _plan(self, head: bytes) -> _Plan:
-        request = parse(head)
-        if request.error is not None:
-            plan = self._refuse(*request.error, request)
-        else:
-            try:
-                plan = _Plan(request, self._application.page(request.method, request.target, request.accept), None)
-            except Refused as refused:
-                plan = _Plan(request, None, refused)
-        if self._stopping:
-            plan.connection = _CLOSE
-        elif len(head) <= _LARGEST_REMEMBERED_HEAD:
-            if len(self._plans) >= _MOST_HEADS:
-                self._plans.clear()
-            self._plans[head] = plan
-        return plan
-
-    @staticmethod
-    def _refuse(status: int, sentence: str, request: Optional[Request] = None) -> _Plan:
-        # What follows a head that cannot be read cannot be told apart from a body.
-        body = Request(body=True) if request is None or status == 400 else request
-        return _Plan(body, None, Refused(status, sentence))
-
-    def _wire(self, plan: _Plan) -> bytes:
-        version = self._application.version()
-        if version is not self._version:
-            self._wires.clear()
-            self._version = version
-        if plan.refused is not None:
-            refused = plan.refused
-            answer = self._application.refusal(refused.status, refused.sentence)
-            answer.headers += refused.headers
-            return answer.wire(plan.connection, plan.head_only)
-        key = (plan.page, plan.connection, plan.head_only)
-        wire = self._wires.get(key)
-        if wire is None:
-            if len(self._wires) >= _MOST_PAGES:
-                self._wires.clear()
-            wire = self._wires[key] = self._application.render(plan.page).wire(plan.connection, plan.head_only)
-        return wire
-
-
-def _http_date(timestamp: float) -> str:
-    """RFC 9110's date; email.utils can do it too, but needs the datetime module for it."""
-    year, month, day, hour, minute, second, weekday, _, _ = time.gmtime(timestamp)
-    names = BaseHTTPRequestHandler
-    day_and_month = f"{names.weekdayname[weekday]}, {day:02d} {names.monthname[month]}"
-    return f"{day_and_month} {year:04d} {hour:02d}:{minute:02d}:{second:02d} GMT"
-
-
-def open_files_for(connections: int) -> int:
-    """Raise the soft limit of open files as far as `connections` need and the hard limit allows.
-
-    Returns how many connections there is room for.
-    """
-    import resource
-
-    reserve = 64  # standard streams, libraries, the driver's devices
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = connections + reserve
-    if soft != resource.RLIM_INFINITY and soft < wanted:
-        soft = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-    return connections if soft == resource.RLIM_INFINITY else max(16, min(connections, soft - reserve))
+        self._idle[fd] = self._now + self._idle_seconds

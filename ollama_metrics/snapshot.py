@@ -1,8 +1,8 @@
 """What the samplers publish: immutable values, data and health kept apart.
 
-A `State` is everything that one collector's thread has to say; it is swapped in whole, by its one writer, and readers
-take no lock. A `Snapshot` is the two states together with what is expected of the host: all that the verdict and the
-renderers get to see.
+A `State` is everything that one collector's thread has to say; it is swapped in whole, by its one
+writer, and readers take no lock. A `Snapshot` is the two states together with what is expected of
+the host: all that the verdict and the renderers get to see.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ from .metrics import counter, detail, gauge
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Generic, Mapping, Optional, Protocol, Tuple, TypeVar
+    from collections.abc import Mapping
+    from typing import Generic, Optional, Protocol, TypeVar
 
     from .gpu import GpuReading
     from .host import HostSample
@@ -26,12 +27,14 @@ if TYPE_CHECKING:
             """Levels (0-1, None where not reported) by the name of their source."""
 
     S = TypeVar("S", bound=Sample)
-    _Base = Generic[S]
 else:
     S = None
 
-    class _Base:  # Generic without importing typing, 0.4 MB that the daemon has no use for
-        def __class_getitem__(cls, item: object) -> type:
+    class Generic:
+        """typing's, for as much of it as a running program needs: 0.4 MB less."""
+
+        def __class_getitem__(cls, item):
+            """Any parameter will do."""
             return cls
 
 
@@ -54,12 +57,13 @@ class CollectorHealth:
 
 
 @dataclass(frozen=True)
-class State(_Base):  # type: ignore[type-arg]
+class State(Generic[S]):
     """One collector's readings and health as of the end of its last cycle.
 
-    `sample` is None when that cycle failed (or none has ended yet), `last_good` the last one that did not, read at
-    `read_at`; `overdue_at` is when to stop believing that the collector still turns. Times are monotonic seconds;
-    `read_timestamp` is `read_at` as Unix seconds. `ring` holds the good readings of the last two minutes.
+    `sample` is None when that cycle failed (or none has ended yet), `last_good` the last one that
+    did not, read at `read_at`; `overdue_at` is when to stop believing that the collector still
+    turns. Times are monotonic seconds; `read_timestamp` is `read_at` as Unix seconds. `ring` holds
+    the good readings of the last two minutes.
     """
 
     health: CollectorHealth
@@ -68,15 +72,15 @@ class State(_Base):  # type: ignore[type-arg]
     last_good: Optional[S] = None
     read_at: Optional[float] = None
     read_timestamp: Optional[float] = None
-    ring: Tuple[Span, ...] = ()
+    ring: tuple[Span, ...] = ()
 
 
 @dataclass(frozen=True)
 class Snapshot:
     """One moment of the host: what its two collectors last said, and how many GPUs it should have.
 
-    `gpu` is None where GPUs are not looked at (`--expected-gpus 0`). `gpus_expected_by` tells a person where the
-    expectation comes from and how to change it.
+    `gpu` is None where GPUs are not looked at (`--expected-gpus 0`). `gpus_expected_by` tells a
+    person where the expectation comes from and how to change it.
     """
 
     host: State[HostSample]

@@ -1,8 +1,8 @@
 """What a balancer must be told, and why: a pure function of a snapshot, a policy and the clock.
 
-The rule behind all of it: whatever is broken looks idle, and the lowest weight wins; so whatever is broken must look
-busy. This is the only place where what a balancer gets (`Balance`) parts from what was measured; Prometheus gets what
-was measured.
+The rule behind all of it: whatever is broken looks idle, and the lowest weight wins; so whatever is
+broken must look busy. This is the only place where what a balancer gets (`Balance`) parts from what
+was measured; Prometheus gets what was measured.
 
     what                                            status     the five balancer fields, policy `pessimistic`
     ----------------------------------------------  ---------  ------------------------------------------------------
@@ -14,8 +14,8 @@ was measured.
     no GPU expected and no driver                   ok         CPU and RAM alone, gpu_count 0
     all is well                                     ok         as measured, the weight below 500 in any case
 
-Policy `error` gives the same numbers, and the server answers 503 with them; `last-good` gives the last numbers that
-were good for at most two minutes, then the pessimistic ones.
+Policy `error` gives the same numbers, and the server answers 503 with them; `last-good` gives the
+last numbers that were good for at most two minutes, then the pessimistic ones.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from .window import stats
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, List, Optional, Tuple
+    from typing import Any, Optional
 
     from .gpu import GpuReading, GpuSample
     from .host import HostSample
@@ -45,7 +45,8 @@ _LEAST_STAND_IN = 0.01
 class Balance:
     """The five fields that a balancer reads, percent with one decimal and an integer.
 
-    Source: the balancer's own decoding, which fails on a float count and on anything that is not a number.
+    Source: the balancer's own decoding, which fails on a float count and on anything that is not a
+    number.
     """
 
     cpu_percent: float
@@ -57,7 +58,11 @@ class Balance:
     @property
     def weight(self) -> float:
         """The balancer's own formula over these fields: 0 to 500, to 200 without GPUs; the lowest wins."""
-        gpus = 1.5 * self.gpu_avg_utilization_percent + 1.5 * self.gpu_avg_memory_percent if self.gpu_count > 0 else 0
+        gpus = (
+            1.5 * self.gpu_avg_utilization_percent + 1.5 * self.gpu_avg_memory_percent
+            if self.gpu_count > 0
+            else 0
+        )
         return round(self.cpu_percent + self.ram_percent + gpus, 2)
 
 
@@ -65,17 +70,19 @@ class Balance:
 class Verdict:
     """What is told of a host.
 
-    `age_seconds` is the age of the oldest reading behind the numbers, `timestamp` its Unix time (None before any).
-    `made_up` tells that the numbers are a policy's and not the host's.
+    `age_seconds` is the age of the oldest reading behind the numbers, `timestamp` its Unix time
+    (None before any). `made_up` tells that the numbers are a policy's and not the host's.
     """
 
     PREFIX = "ollama_host"
     LABELS = ()
 
-    status: str = state("The agent's verdict on the host: 1 for the one that holds.", (OK, DEGRADED, FAILING))
+    status: str = state(
+        "The agent's verdict on the host: 1 for the one that holds.", (OK, DEGRADED, FAILING)
+    )
     gpu_devices: int = gauge("GPUs that answer.")
     gpu_devices_expected: int = gauge("GPUs that the host should have, by setting or by memory.")
-    reasons: Tuple[str, ...] = ()
+    reasons: tuple[str, ...] = ()
     balance: Balance = Balance(100.0, 100.0, 1, 100.0, 100.0)
     made_up: bool = True
     age_seconds: Optional[float] = None
@@ -93,12 +100,17 @@ def judge(snapshot: Snapshot, window: float, on_failure: str, now: float) -> Ver
     read = [(s.read_at, s.read_timestamp) for s in _relied_on(snapshot) if s.read_at is not None]
     read_at, timestamp = min(read) if read else (None, None)
     age = max(0.0, now - read_at) if read_at is not None else None
-    lost: Tuple[str, ...] = ()
+    lost: tuple[str, ...] = ()
     if reading is not None and present < expected and not broken:
-        named = "; ".join(f"{one.label}: {one.reason}" for one in reading.lost[:4]) or "not named by the driver"
-        lost = (f"{expected - present} of {expected} GPUs lost ({named}); {snapshot.gpus_expected_by}",)
+        named = (
+            "; ".join(f"{one.label}: {one.reason}" for one in reading.lost[:4])
+            or "not named by the driver"
+        )
+        lost = (
+            f"{expected - present} of {expected} GPUs lost ({named}); {snapshot.gpus_expected_by}",
+        )
 
-    def verdict(status: str, reasons: Tuple[str, ...], balance: Balance, made_up: bool) -> Verdict:
+    def verdict(status: str, reasons: tuple[str, ...], balance: Balance, made_up: bool) -> Verdict:
         return Verdict(status, present, expected, reasons, balance, made_up, age, timestamp)
 
     if not broken and host.sample is not None:
@@ -106,15 +118,26 @@ def judge(snapshot: Snapshot, window: float, on_failure: str, now: float) -> Ver
         if reading is not None and reading.absence and not expected:
             notes = (f"no GPU: {reading.absence}", *notes)
         return verdict(DEGRADED if lost else OK, lost + notes, balance, made_up=False)
-    if on_failure == LAST_GOOD and _was_good(snapshot) and age is not None and age <= LAST_GOOD_SECONDS:
+    if (
+        on_failure == LAST_GOOD
+        and _was_good(snapshot)
+        and age is not None
+        and age <= LAST_GOOD_SECONDS
+    ):
         balance, _ = _measured(host, gpu, expected, window)
-        return verdict(FAILING, (*broken, f"the numbers are {age:.0f} s old"), balance, made_up=True)
-    return verdict(FAILING, broken, Balance(100.0, 100.0, max(1, expected), 100.0, 100.0), made_up=True)
+        return verdict(
+            FAILING, (*broken, f"the numbers are {age:.0f} s old"), balance, made_up=True
+        )
+    return verdict(
+        FAILING, broken, Balance(100.0, 100.0, max(1, expected), 100.0, 100.0), made_up=True
+    )
 
 
-def _relied_on(snapshot: Snapshot) -> Tuple[State[Any], ...]:
+def _relied_on(snapshot: Snapshot) -> tuple[State[Any], ...]:
     """The states whose readings an answer rests on; not GPUs where none was ever seen."""
-    if snapshot.gpu is None or (snapshot.gpu.last_good is not None and snapshot.gpu.last_good.absence):
+    if snapshot.gpu is None or (
+        snapshot.gpu.last_good is not None and snapshot.gpu.last_good.absence
+    ):
         return (snapshot.host,)
     return snapshot.host, snapshot.gpu
 
@@ -127,7 +150,7 @@ def _was_good(snapshot: Snapshot) -> bool:
     return gpu.last_good is not None and (gpu.sample is not None or not gpu.last_good.absence)
 
 
-def _host_trouble(host: State[HostSample], now: float) -> Tuple[str, ...]:
+def _host_trouble(host: State[HostSample], now: float) -> tuple[str, ...]:
     if now > host.overdue_at:
         return (f"CPU and RAM have not been read for {_since(host, now)}: the sampler is stuck",)
     if host.sample is None:
@@ -135,7 +158,7 @@ def _host_trouble(host: State[HostSample], now: float) -> Tuple[str, ...]:
     return ()
 
 
-def _gpu_trouble(snapshot: Snapshot, now: float) -> Tuple[str, ...]:
+def _gpu_trouble(snapshot: Snapshot, now: float) -> tuple[str, ...]:
     """Why the GPUs cannot be weighed at all; losing some of them is not that."""
     gpu = snapshot.gpu
     if gpu is None:
@@ -146,31 +169,34 @@ def _gpu_trouble(snapshot: Snapshot, now: float) -> Tuple[str, ...]:
         return (f"the GPUs have not been read for {_since(gpu, now)}: a driver call hangs{should}",)
     if gpu.sample is None:
         if gpu.health.consecutive_failures == 0:
-            # The first cycle is still under way. It is bound to end or to be overdue; until then nothing is known.
+            # The first cycle is still under way. It is bound to end or to be overdue; until then
+            # nothing is known.
             return (f"the GPUs have not been read yet{should}",)
         return (f"the GPUs cannot be read: {gpu.health.error}{should}",)
     return ()
 
 
 def _since(state: State[Any], now: float) -> str:
-    return f"{now - state.read_at:.0f} s" if state.read_at is not None else "as long as the agent runs"
+    return (
+        f"{now - state.read_at:.0f} s" if state.read_at is not None else "as long as the agent runs"
+    )
 
 
 def _measured(
     host: State[HostSample], gpu: Optional[State[GpuReading]], expected: int, window: float
-) -> Tuple[Balance, Tuple[str, ...]]:
+) -> tuple[Balance, tuple[str, ...]]:
     """The fields out of the last good readings, and the stand-ins that were needed.
 
-    Utilization is the mean over the window; memory is as last read: it is a level, not a noise, and a model that has
-    just been loaded is there in full.
+    Utilization is the mean over the window; memory is as last read: it is a level, not a noise, and
+    a model that has just been loaded is there in full.
     """
     sample = host.last_good
     assert sample is not None
     cpu = stats(host.ring, window)[""][0].mean
     cpu = sample.cpu_ratio if cpu is None else cpu
-    notes: List[str] = []
-    utilization: List[float] = []
-    memory: List[float] = []
+    notes: list[str] = []
+    utilization: list[float] = []
+    memory: list[float] = []
     if gpu is not None and gpu.last_good is not None:
         over_window = stats(gpu.ring, window)
         for one in gpu.last_good.gpus:
@@ -194,16 +220,25 @@ def _measured(
     return balance, tuple(notes)
 
 
-def _stand_ins(gpu: GpuSample, levels: Optional[Tuple[Stat, ...]], cpu: float) -> Tuple[float, float, str]:
+def _stand_ins(
+    gpu: GpuSample, levels: Optional[tuple[Stat, ...]], cpu: float
+) -> tuple[float, float, str]:
     """A GPU's utilization and memory as ratios; what it does not report is replaced by what is known of it.
 
-    Utilization (not reported in MIG mode): power draw over its limit, else memory in use, else the CPU.
-    Memory (not reported by parts that use the host's RAM, which is counted already): that of the MIG instances, else
-    utilization or its stand-in, so that the weight keeps its range and RAM is not counted twice.
+    Utilization (not reported in MIG mode): power draw over its limit, else memory in use, else the
+    CPU. Memory (not reported by parts that use the host's RAM, which is counted already): that of
+    the MIG instances, else utilization or its stand-in, so that the weight keeps its range and RAM
+    is not counted twice.
     """
-    utilization, power = (levels[0].mean, levels[2].mean) if levels else (gpu.utilization_ratio, gpu.power_ratio)
+    utilization, power = (
+        (levels[0].mean, levels[2].mean) if levels else (gpu.utilization_ratio, gpu.power_ratio)
+    )
     memory = gpu.memory_used_ratio
-    instances = [one for one in gpu.mig_instances if one.memory_total_bytes and one.memory_used_bytes is not None]
+    instances = [
+        one
+        for one in gpu.mig_instances
+        if one.memory_total_bytes and one.memory_used_bytes is not None
+    ]
     notes = []
     if memory is None and instances:
         memory = sum(one.memory_used_bytes or 0 for one in instances) / sum(
@@ -220,7 +255,13 @@ def _stand_ins(gpu: GpuSample, levels: Optional[Tuple[Stat, ...]], cpu: float) -
     if memory is None:
         memory = max(_LEAST_STAND_IN, utilization)
         notes.append("utilization stands in for memory")
-    why = "in MIG mode" if gpu.mig_enabled else "it uses the host's RAM" if gpu.unified_memory else "not reported"
+    why = (
+        "in MIG mode"
+        if gpu.mig_enabled
+        else "it uses the host's RAM"
+        if gpu.unified_memory
+        else "not reported"
+    )
     return utilization, memory, f"GPU {gpu.index}: {', '.join(notes)} ({why})" if notes else ""
 
 

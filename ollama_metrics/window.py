@@ -1,8 +1,9 @@
 """The ring of recent readings, and the mean and the maximum over any part of it.
 
-A ring is an immutable tuple of `Span`s, oldest first; adding to it gives a new tuple, so that a reader who holds one
-needs no lock. A reading stands for the time since the one before it (CPU time is an exact mean over that time; NVML's
-utilization covers its last fraction), so means are weighted by time and a gap in the readings weighs nothing.
+A ring is an immutable tuple of `Span`s, oldest first; adding to it gives a new tuple, so that a
+reader who holds one needs no lock. A reading stands for the time since the one before it (CPU time
+is an exact mean over that time; NVML's utilization covers its last fraction), so means are weighted
+by time and a gap in the readings weighs nothing.
 """
 
 from __future__ import annotations
@@ -11,9 +12,10 @@ from dataclasses import dataclass
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Dict, Mapping, Optional, Tuple
+    from collections.abc import Mapping
+    from typing import Optional
 
-    Levels = Tuple[Optional[float], ...]
+    Levels = tuple[Optional[float], ...]
 
 LONGEST_SECONDS = 120.0
 
@@ -35,7 +37,7 @@ class Stat:
     maximum: Optional[float]
 
 
-def add(ring: Tuple[Span, ...], span: Span) -> Tuple[Span, ...]:
+def add(ring: tuple[Span, ...], span: Span) -> tuple[Span, ...]:
     """A new ring that ends with `span` and reaches back just far enough for the longest window."""
     horizon = span.end - LONGEST_SECONDS
     first = 0
@@ -44,11 +46,11 @@ def add(ring: Tuple[Span, ...], span: Span) -> Tuple[Span, ...]:
     return (*ring[first:], span)
 
 
-def stats(ring: Tuple[Span, ...], seconds: float) -> Dict[str, Tuple[Stat, ...]]:
+def stats(ring: tuple[Span, ...], seconds: float) -> dict[str, tuple[Stat, ...]]:
     """Mean and maximum of every level over the last `seconds` of the ring, which end with its newest reading.
 
-    A source that is not in a reading (a GPU that was lost for a while) is averaged over the readings that have it;
-    the result holds only the sources of the newest reading.
+    A source that is not in a reading (a GPU that was lost for a while) is averaged over the
+    readings that have it; the result holds only the sources of the newest reading.
     """
     if not ring:
         return {}
@@ -71,6 +73,9 @@ def stats(ring: Tuple[Span, ...], seconds: float) -> Dict[str, Tuple[Stat, ...]]
                     if value > cell[2]:
                         cell[2] = value
     return {
-        name: tuple(Stat(total / weight, top) if weight else Stat(None, None) for total, weight, top in cells)
+        name: tuple(
+            Stat(total / weight, top) if weight else Stat(None, None)
+            for total, weight, top in cells
+        )
         for name, cells in sums.items()
     }

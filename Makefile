@@ -1,0 +1,158 @@
+# Everything starts here: `make` lists the targets. GNU make 4.2 or newer and Python 3.9 or newer
+# are all that `make run` and `make test` need; the rest is installed into .venv.
+
+PYTHON ?= python3
+VENV   ?= .venv
+ARGS   ?=
+# More for pip to install than pyproject.toml asks for; test-lowest pins the dependencies with it.
+PINS   ?=
+
+PY      := $(VENV)/bin/python
+RUNTIME := $(VENV)/.installed-runtime
+DEV     := $(VENV)/.installed-dev
+PIP      = $(PY) -m pip --quiet --disable-pip-version-check --no-input
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.NOTPARALLEL:
+.SUFFIXES:
+MAKEFLAGS += --no-builtin-rules --no-print-directory
+
+.PHONY: help
+help: ## list the targets
+	@echo 'usage: make TARGET [ARGS="..."] [PYTHON=python3.13]'
+	@echo
+	@sed -n 's/^\([a-z-]*\):.* ## \(.*\)/\1|\2/p' $(firstword $(MAKEFILE_LIST)) \
+	    | awk -F'|' '{ printf "  %-13s %s\n", $$1, $$2 }'
+
+# --- the virtual environment -------------------------------------------------------------------
+#
+# bin/python is a link to the interpreter: when that is gone, or newer than the stamps (an upgraded
+# system), everything after it is done again.
+
+define no_venv_message
+$(PYTHON) cannot make virtual environments: apt install python3-venv \
+(Debian, Ubuntu) or dnf install python3 python3-pip (Rocky, RHEL, Fedora)
+endef
+
+define old_python_message
+ollama-metrics needs Python 3.9 or newer and $(PYTHON) is %s: \
+make PYTHON=python3.11, after dnf install python3.11 (Rocky 8) or the like
+endef
+
+define make_venv
+	@command -v $(PYTHON) >/dev/null \
+	    || { echo 'error: $(PYTHON) is not there: install it, or make PYTHON=...' >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; v = sys.version_info; v < (3, 9) and sys.exit( \
+	    "error: $(strip $(old_python_message))" % ".".join(map(str, v[:3])))'
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null \
+	    || { echo 'error: $(strip $(no_venv_message))' >&2; exit 1; }
+	@echo 'making $(VENV) with $(PYTHON)'
+	@rm -rf $(VENV)
+	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); exit 1; }
+endef
+
+# A venv whose making was interrupted has no pip; one of Debian 11 has a pip that is too old to
+# install a project without setup.py in place (before 21.3).
+define mend_pip
+	@$(PY) -c 'import pip' 2>/dev/null || $(PYTHON) -m venv --clear $(VENV)
+	@$(PY) -c 'import pip, sys; sys.exit(int(pip.__version__.split(".")[0]) < 22)' \
+	    || $(PIP) install --upgrade pip
+endef
+
+$(PY):
+	$(make_venv)
+
+$(RUNTIME): pyproject.toml $(PY)
+	$(mend_pip)
+	@echo 'installing ollama-metrics and what it needs to run into $(VENV)'
+	@$(PIP) install --editable . $(PINS)
+	@touch $@
+
+$(DEV): pyproject.toml $(PY)
+	$(mend_pip)
+	@echo 'installing ollama-metrics and its development tools into $(VENV)'
+	@$(PIP) install --editable '.[dev]' $(PINS)
+	@touch $(RUNTIME) $@
+
+# --- use ---------------------------------------------------------------------------------------
+
+.PHONY: run
+run: $(RUNTIME) ## serve this host's metrics; ARGS="--listen 127.0.0.1:9000" goes to `serve`
+	@listen=$${OLLAMA_METRICS_LISTEN:-0.0.0.0:11435}; \
+	set -- $(ARGS); \
+	while [ $$# -gt 0 ]; do \
+	    case $$1 in --listen) listen=$${2:-} ;; --listen=*) listen=$${1#*=} ;; esac; shift; \
+	done; \
+	listen=$${listen%%[, ]*}; host=$${listen%:*}; port=$${listen##*:}; \
+	case $$host in 0.0.0.0 | '[::]' | '') host=localhost ;; esac; \
+	case $$port in 0) echo 'port 0: the log names the port' ;; *) \
+	    echo "metrics at http://$$host:$$port/metrics (Ctrl-C ends); from another terminal:"; \
+	    echo "    curl -s http://$$host:$$port/metrics" ;; \
+	esac
+	@exec $(PY) -m ollama_metrics serve $(ARGS)
+
+# --- checks ------------------------------------------------------------------------------------
+
+.PHONY: test
+test: $(DEV) ## run the tests; those whose components are not here are skipped; ARGS="-k host"
+	@$(PY) -m pytest $(ARGS)
+
+.PHONY: test-lowest
+test-lowest: ## run the tests with the oldest psutil and nvidia-ml-py that pyproject.toml allows
+	@$(MAKE) test VENV=.venv-lowest PINS="$(lowest)"
+
+lowest = $(shell sed -n '/^dependencies = \[/,/^]/ s/^ *"\(.*\)>=\(.*\)",.*/\1==\2/p' pyproject.toml)
+
+.PHONY: test-all
+test-all: ## run the tests on the oldest and newest Python (root), or PYTHONS="python3.9 python3.13"
+ifdef PYTHONS
+	@for python in $(PYTHONS); do \
+	    version=$$($$python -c 'import sys; print("%d.%d" % sys.version_info[:2])') || exit 1; \
+	    echo "== Python $$version =="; \
+	    $(MAKE) test PYTHON="$$python" VENV=".venv-$$version" || exit 1; \
+	done
+else
+	@tests/roots/run
+endif
+
+.PHONY: lint
+lint: $(DEV) ## ruff and mypy --strict
+	@$(PY) -m ruff check .
+	@$(PY) -m ruff format --check .
+	@$(PY) -m mypy --strict ollama_metrics
+	@$(if $(also_typed),$(PY) -m mypy $(also_typed))
+
+# Not the package, but relied upon like it: the measurements and the stand-in for NVML.
+also_typed = $(wildcard benchmarks tests/standin)
+
+.PHONY: format
+format: $(DEV) ## put the code into shape
+	@$(PY) -m ruff check --fix-only --quiet .
+	@$(PY) -m ruff format .
+
+# --- what is written by programs ---------------------------------------------------------------
+
+.PHONY: bench
+bench: $(DEV) ## measure against the peers and write docs/PERFORMANCE.md (minutes)
+	@mkdir -p docs
+	@$(PY) -m benchmarks --write docs/PERFORMANCE.md $(ARGS)
+
+# The test goldens are written here too, by their test's own option, when there are any.
+.PHONY: docs
+docs: $(DEV) ## write docs/METRICS.md and the test goldens anew from the metric table
+	@mkdir -p docs
+	@$(PY) -m ollama_metrics.exposition > docs/METRICS.md.new
+	@mv docs/METRICS.md.new docs/METRICS.md
+
+.PHONY: dist
+dist: $(DEV) ## build the sdist and the wheel into dist/
+	@$(PIP) install build
+	@rm -rf dist
+	@$(PY) -m build --outdir dist . >/dev/null
+	@ls dist/*
+
+.PHONY: clean
+clean: ## remove what was built, but not .roots, which takes minutes to make
+	@rm -rf .venv .venv-* build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	@find ollama_metrics tests benchmarks -name __pycache__ -prune -exec rm -rf {} + 2>/dev/null || :
