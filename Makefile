@@ -27,8 +27,9 @@ help: ## list the targets
 
 # --- the virtual environment -------------------------------------------------------------------
 #
-# bin/python is a link to the interpreter: when that is gone, or newer than the stamps (an upgraded
-# system), everything after it is done again.
+# Each make asks the interpreter in there (20 ms) whether it works and finds its packages: it does not
+# when the making was interrupted, or when the system's Python was replaced by another.
+whole := $(shell $(PY) -c 'import pip' 2>/dev/null && echo yes)
 
 define no_venv_message
 $(PYTHON) cannot make virtual environments: apt install python3-venv \
@@ -52,24 +53,23 @@ define make_venv
 	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); exit 1; }
 endef
 
-# A venv whose making was interrupted has no pip; one of Debian 11 has a pip that is too old to
-# install a project without setup.py in place (before 21.3).
+.PHONY: new-venv
+new-venv:
+	$(make_venv)
+
+# Debian 11 has a pip that is too old to install a project without setup.py in place (before 21.3).
 define mend_pip
-	@$(PY) -c 'import pip' 2>/dev/null || $(PYTHON) -m venv --clear $(VENV)
 	@$(PY) -c 'import pip, sys; sys.exit(int(pip.__version__.split(".")[0]) < 22)' \
 	    || $(PIP) install --upgrade pip
 endef
 
-$(PY):
-	$(make_venv)
-
-$(RUNTIME): pyproject.toml $(PY)
+$(RUNTIME): pyproject.toml $(if $(whole),,new-venv)
 	$(mend_pip)
 	@echo 'installing ollama-metrics and what it needs to run into $(VENV)'
 	@$(PIP) install --editable . $(PINS)
 	@touch $@
 
-$(DEV): pyproject.toml $(PY)
+$(DEV): pyproject.toml $(if $(whole),,new-venv)
 	$(mend_pip)
 	@echo 'installing ollama-metrics and its development tools into $(VENV)'
 	@$(PIP) install --editable '.[dev]' $(PINS)
@@ -142,7 +142,7 @@ bench: $(DEV) ## measure against the peers and write docs/PERFORMANCE.md (minute
 .PHONY: docs
 docs: $(DEV) ## write docs/METRICS.md and the test goldens anew from the metric table
 	@mkdir -p docs
-	@$(PY) -m ollama_metrics.exposition > docs/METRICS.md.new
+	@$(PY) -m ollama_metrics.reference > docs/METRICS.md.new
 	@mv docs/METRICS.md.new docs/METRICS.md
 
 .PHONY: dist

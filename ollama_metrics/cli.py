@@ -147,11 +147,14 @@ class _Sampling:
         from .gpu_collector import GpuCollector
         from .host import HostCollector
         from .sampler import Sampler
+        from .status_log import StatusLog
 
         self._config, self._log = config, log
         self._host_collector = HostCollector()
         expectation = Expectation(config.expected_gpus, config.state_dir, log, read_only=read_only)
-        self.host: Sampler = Sampler("host", self._host_collector, config.interval, log)
+        self.host: Sampler = Sampler(
+            "host", self._host_collector, config.interval, log, after=lambda: self.status.note()
+        )
         self.gpu: Optional[Sampler] = None
         if config.expected_gpus != 0:
             self.gpu = Sampler("gpu", GpuCollector(expectation, log), config.interval, log)
@@ -163,6 +166,7 @@ class _Sampling:
             window=max(config.window, config.interval),
             on_failure=config.on_failure,
         )
+        self.status = StatusLog(self.endpoints.judge_now, log)
 
     def start(self) -> None:
         """Start both threads and wait for their first readings.
@@ -229,9 +233,6 @@ def _serve(config: Config, environ: Mapping[str, str]) -> int:
     )
     signal.set_wakeup_fd(server.wakeup_fd, warn_on_full_buffer=False)
     sampling.endpoints.counters = server.counters
-    verdict = sampling.endpoints.current_verdict()
-    for reason in verdict.reasons:
-        log("info" if verdict.status == "ok" else "warning", reason)
     for listener in listeners:
         log("info", f"listening on {listener.url} ({listener.bound})")
     try:

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from .expectation import Expectation
     from .sampler import Sampler
     from .server import Counters
+    from .snapshot import State
     from .verdict import Verdict
 
     Page = tuple[Any, ...]
@@ -75,6 +76,8 @@ class Endpoints:
         self._started, self._started_timestamp = clock(), wall()
         self._build = AgentBuild(__version__, ".".join(map(str, sys.version_info[:3])))
         self.counters: Optional[Counters] = None
+        self._host_seen: Optional[State[Any]] = None
+        self._gpu_seen: Optional[State[Any]] = None
         self._snapshot = self._compose()
         self._stale_at = float("-inf")
         self._verdicts: dict[float, Verdict] = {}
@@ -83,13 +86,14 @@ class Endpoints:
 
     def version(self) -> object:
         """The latest snapshot: another object when a sampler has published, or after a quarter of a second."""
-        snapshot = self._snapshot
         if (
-            snapshot.host is self._host.state
-            and (self._gpu is None or snapshot.gpu is self._gpu.state)
+            self._host.state is self._host_seen
+            and (self._gpu is None or self._gpu.state is self._gpu_seen)
             and self._clock() < self._stale_at
         ):
-            return snapshot
+            return self._snapshot
+        self._host_seen = self._host.state
+        self._gpu_seen = self._gpu.state if self._gpu is not None else None
         self._snapshot = snapshot = self._compose()
         self._stale_at = self._clock() + _STALE_SECONDS
         self._verdicts.clear()
@@ -139,10 +143,9 @@ class Endpoints:
         """The answer to a request that is refused."""
         return _json(status, error=sentence, status=status)
 
-    def current_verdict(self) -> Verdict:
-        """The verdict on the samplers' states as they are now, with the configured window."""
-        self.version()
-        return self.verdict(self._window)
+    def judge_now(self) -> Verdict:
+        """The verdict on the samplers' states as they are now; may be called by any thread."""
+        return judge(self._compose(), self._window, self._on_failure, self._clock())
 
     # -- pages ---------------------------------------------------------------------------------------------------
 
@@ -178,9 +181,10 @@ class Endpoints:
         )
 
     def _compose(self) -> Snapshot:
+        now = self._clock()
         return Snapshot(
-            self._host.state,
-            self._gpu.state if self._gpu is not None else None,
+            self._host.state.as_of(now),
+            self._gpu.state.as_of(now) if self._gpu is not None else None,
             self._expectation.count,
             self._expectation.how_to_change,
         )

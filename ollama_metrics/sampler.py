@@ -42,7 +42,7 @@ class Sampler:
     """Drives one collector.
 
     `interval` is in seconds; `clock` is monotonic, `wall` gives Unix seconds. `log(level,
-    sentence)` hears of each change between failing and not failing.
+    sentence)` hears of each change between failing and not failing. `after` is called by the thread after each cycle.
     """
 
     def __init__(
@@ -53,10 +53,11 @@ class Sampler:
         log: Callable[[str, str], None],
         clock: Callable[[], float] = time.monotonic,
         wall: Callable[[], float] = time.time,
+        after: Callable[[], object] = lambda: None,
     ) -> None:
         self.name = name
         self._collector, self._interval, self._log = collector, interval, log
-        self._clock, self._wall = clock, wall
+        self._clock, self._wall, self._after = clock, wall, after
         self._backoff = 0.0
         self._stop = threading.Event()
         self.first = threading.Event()
@@ -89,6 +90,7 @@ class Sampler:
         while not self._stop.wait(max(0.0, due - self._clock())):
             begun = self._clock()
             wait = self.cycle()
+            self._after()
             # A cycle that took longer than its interval is followed by the next at once, none is
             # made up for.
             due = max(begun + wait, self._clock())

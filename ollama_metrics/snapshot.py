@@ -7,7 +7,7 @@ the host: all that the verdict and the renderers get to see.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from .metrics import counter, detail, gauge
 
@@ -73,6 +73,13 @@ class State(Generic[S]):
     read_at: Optional[float] = None
     read_timestamp: Optional[float] = None
     ring: tuple[Span, ...] = ()
+
+    def as_of(self, now: float) -> State[S]:
+        """This state as it is to be seen at `now`: once it is overdue it has no sample and no success."""
+        if now <= self.overdue_at:
+            return self
+        health = replace(self.health, success=False, error="stuck: a cycle has not ended in time")
+        return replace(self, sample=None, health=health)
 
 
 @dataclass(frozen=True)

@@ -95,7 +95,8 @@ def judge(snapshot: Snapshot, window: float, on_failure: str, now: float) -> Ver
     broken = _host_trouble(host, now) + _gpu_trouble(snapshot, now)
     reading: Optional[GpuReading] = gpu.sample if gpu is not None else None
     present = len(reading.gpus) if reading is not None else 0
-    expected = max(snapshot.gpus_expected, reading.enumerated if reading is not None else 0)
+    known: Optional[GpuReading] = gpu.last_good if gpu is not None else None
+    expected = max(snapshot.gpus_expected, known.enumerated if known is not None else 0)
     # The age of an answer is that of the oldest reading that it rests on.
     read = [(s.read_at, s.read_timestamp) for s in _relied_on(snapshot) if s.read_at is not None]
     read_at, timestamp = min(read) if read else (None, None)

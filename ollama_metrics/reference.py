@@ -1,0 +1,228 @@
+"""docs/METRICS.md, written from the one table; `python -m ollama_metrics.reference` prints it.
+
+Not imported by the agent. The JSON example is rendered by the agent's own code from literal samples.
+"""
+
+from __future__ import annotations
+
+import sys
+
+from .agent import AgentBuild, AgentStats
+from .exposition_json import render_json
+from .exposition_text import TABLES
+from .gpu import GpuReading, GpuSample
+from .host import HostSample
+from .metrics import Table
+from .snapshot import CollectorHealth, Snapshot, State
+from .verdict import PESSIMISTIC, judge
+from .window import Span
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+# Key, type, meaning. The keys are the contract; test_reference.py compares them with a rendered document.
+TOP_LEVEL = (
+    ("cpu_percent", "number", "CPU in use, 0-100, mean over the window. *"),
+    ("ram_percent", "number", "Memory not available to new work, 0-100, as last read. *"),
+    ("gpu_count", "integer", "GPUs that the host should have, or has when that is more. *"),
+    ("gpu_avg_utilization_percent", "number", "Mean over the GPUs, 0-100; 0.0 without GPUs. *"),
+    ("gpu_avg_memory_percent", "number", "Mean over the GPUs, 0-100, as last read. *"),
+    ("gpus", "list", "One entry for each GPU that answers; empty when none can be read."),
+    (
+        "timestamp",
+        "number",
+        "Unix seconds of the oldest reading behind the numbers; null before any.",
+    ),
+    ("weight", "number", "cpu + ram + 1.5 utilization + 1.5 memory, of the five fields as served."),
+    ("status", "string", "`ok`, `degraded` or `failing`."),
+    ("reasons", "list", "Sentences for a person: what is wrong, what stands in for what."),
+    ("window_seconds", "number", "The window of this answer."),
+    ("age_seconds", "number", "Age of the oldest reading behind the numbers; null before any."),
+    (
+        "instant",
+        "object",
+        "The last readings, unaveraged, without any stand-in; null where unknown.",
+    ),
+    ("gpu_expected", "integer", "GPUs that the host should have."),
+    ("collectors", "object", "Health of each collector, by its name."),
+    ("agent", "object", "Version, uptime, requests."),
+    ("window", "object", "Means and maxima of what was measured within the window."),
+    ("host", "object", "Capacity of the host; null when it cannot be read."),
+    ("driver", "object", "Versions of the NVIDIA driver; null without one."),
+)
+
+
+def render() -> str:
+    """The whole page as Markdown."""
+    return "\n".join([*_introduction(), *_json(), *_prometheus()]) + "\n"
+
+
+def example() -> bytes:
+    """The document of a healthy host with one GPU, as the agent renders it."""
+    now = 100.0
+    host = HostSample(
+        cpu_ratio=0.2,
+        memory_used_ratio=0.3,
+        memory_total_bytes=256 << 30,
+        memory_available_bytes=179 << 30,
+        cpus=64.0,
+        cpu_busy_seconds_total=123456.0,
+        container_limited=False,
+    )
+    gpu = GpuSample(
+        index=0,
+        name="NVIDIA H100 80GB HBM3",
+        uuid="GPU-7d5c1a1e-0b8f-4c55-9d0e-3c1f6a2b9e10",
+        pci_bus_id="00000000:18:00.0",
+        utilization_ratio=0.8,
+        memory_used_bytes=57 << 30,
+        memory_total_bytes=80 << 30,
+        memory_used_ratio=0.7125,
+        memory_free_bytes=22 << 30,
+        memory_reserved_bytes=1 << 30,
+        temperature_celsius=61,
+        power_draw_watts=512.3,
+        power_limit_watts=700.0,
+        power_ratio=0.7319,
+        unified_memory=False,
+        throttle_reasons=("software_power_cap",),
+        mig_enabled=False,
+    )
+    reading = GpuReading(
+        gpus=(gpu,),
+        enumerated=1,
+        driver_version="580.65.06",
+        cuda_version="13.0",
+        nvml_version="13.580.65.06",
+    )
+    snapshot = Snapshot(_state("host", host, now), _state("gpu", reading, now), 1, "")
+    verdict = judge(snapshot, 15.0, PESSIMISTIC, now)
+    build = AgentBuild("0.1.0", "3.9.25")
+    stats = AgentStats(
+        uptime_seconds=86400.0,
+        requests_total=2880,
+        requests_refused_total=0,
+        connections=1,
+        connections_evicted_total=0,
+    )
+    return render_json(snapshot, verdict, 15.0, build, stats, now, indent=2)
+
+
+def _state(name: str, sample: Any, now: float) -> State[Any]:
+    read_at, timestamp = now - 0.4, 1_800_000_000.0
+    return State(
+        health=CollectorHealth(
+            collector=name,
+            success=True,
+            duration_seconds=0.0004,
+            last_success_timestamp_seconds=timestamp,
+            consecutive_failures=0,
+            failures_total=0,
+        ),
+        overdue_at=now + 2.6,
+        sample=sample,
+        last_good=sample,
+        read_at=read_at,
+        read_timestamp=timestamp,
+        ring=(Span(read_at - 1, read_at, sample.levels()),),
+    )
+
+
+def _introduction() -> list[str]:
+    return [
+        "# Metrics",
+        "",
+        "Everything that the agent serves, written from the table in its code by `make docs`.",
+        "",
+        "`GET /metrics` answers JSON, or Prometheus text 0.0.4 or OpenMetrics 1.0 to clients that",
+        "name those in `Accept`; `?format=json|prometheus|openmetrics` overrides the header and",
+        "`?window=SECONDS` (from the sampling interval to 120) the window of that answer.",
+        "",
+        "What a device does not report is `null` in JSON and an absent series in Prometheus: never",
+        "0, NaN or a placeholder.",
+    ]
+
+
+def _json() -> list[str]:
+    lines = [
+        "",
+        "## JSON",
+        "",
+        "Keys never change their meaning; new ones only ever come after these. The fields marked *",
+        "are what a balancer reads. They are the host's numbers when `status` is `ok`; on a failing",
+        "host they say so in the balancer's own terms (weight 500), because whatever is broken looks",
+        "idle and idle wins. See the table in [ROBUSTNESS.md](ROBUSTNESS.md).",
+        "",
+        "| key | type | meaning |",
+        "| --- | --- | --- |",
+        *(f"| `{key}` | {kind} | {meaning} |" for key, kind, meaning in TOP_LEVEL),
+    ]
+    titles = {
+        "ollama_gpu": "gpus[]",
+        "ollama_gpu_mig": "gpus[].mig_instances[]",
+        "ollama_host": "host",
+    }
+    titles.update({"ollama_agent_collector": "collectors.NAME", "ollama_gpu_driver": "driver"})
+    for table in TABLES:
+        if table.prefix in titles and table.metrics[0].attribute != "status":
+            lines += ["", f"### `{titles[table.prefix]}`", "", "| key | meaning |", "| --- | --- |"]
+            lines += [f"| `{m.json}` | {m.help} |" for m in table.metrics if m.json is not None]
+            lines += [f"| `{key}` | {meaning} |" for key, meaning in _BESIDES.get(table.prefix, ())]
+    lines += ["", "### Example", "", "```json", example().decode().rstrip(), "```"]
+    return lines
+
+
+_BESIDES = {
+    "ollama_gpu": (
+        ("utilization_instant_percent", "The last reading by itself."),
+        ("utilization_max_percent", "The highest reading within the window."),
+        ("mig_instances", "The GPU's MIG instances."),
+    ),
+    "ollama_agent_collector": (
+        ("stuck", "Whether no cycle has ended for three intervals."),
+        ("age_seconds", "Age of the last good reading; null before any."),
+    ),
+}
+
+
+def _prometheus() -> list[str]:
+    lines = [
+        "",
+        "## Prometheus",
+        "",
+        "Only what was measured; a verdict's made-up numbers never appear here. Utilization is the",
+        "last reading, not the window's mean: Prometheus averages by itself.",
+    ]
+    for table in TABLES:
+        labels = ", ".join(f"`{name}`" for name, _ in table.labels) or "none"
+        lines += ["", f"### {table.title}", "", f"Labels: {labels}.", ""]
+        lines += ["| family | type | meaning |", "| --- | --- | --- |"]
+        infos = [metric for metric in table.metrics if metric.kind == "info"]
+        if infos:
+            names = ", ".join(f"`{metric.attribute}`" for metric in infos)
+            lines.append(f"| `{table.prefix}_info` | info | Always 1; labels {names}. |")
+        lines += [
+            _family_row(table, metric)
+            for metric in table.metrics
+            if metric.kind not in ("info", "detail")
+        ]
+    return lines
+
+
+def _family_row(table: Table, metric: Any) -> str:
+    kind, meaning = metric.kind, metric.help
+    if kind == "state":
+        kind = "gauge"
+        meaning += (
+            " Label `"
+            + metric.attribute
+            + "`: "
+            + ", ".join(f"`{one}`" for one in metric.states)
+            + "."
+        )
+    return f"| `{table.family(metric)}` | {kind} | {meaning} |"
+
+
+if __name__ == "__main__":
+    sys.stdout.write(render())

@@ -1,0 +1,331 @@
+"""The table of what broke and what a balancer is told then."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from typing import Any, Optional
+
+import pytest
+from balancer import Poll, decode, pick
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ollama_metrics.agent import AgentBuild, AgentStats
+from ollama_metrics.exposition_json import render_json
+from ollama_metrics.gpu import GpuReading, GpuSample, LostGpu, MigInstance
+from ollama_metrics.host import HostSample
+from ollama_metrics.snapshot import CollectorHealth, Snapshot, State
+from ollama_metrics.verdict import DEGRADED, FAILING, LAST_GOOD, OK, ON_FAILURE, PESSIMISTIC, judge
+from ollama_metrics.window import Span
+
+NOW = 1000.0
+INTERVAL = 1.0
+WINDOW = 15.0
+WORST = (100.0, 100.0, 100.0, 100.0)
+
+
+def host_sample(cpu: float = 0.2, ram: float = 0.3) -> HostSample:
+    return HostSample(
+        cpu_ratio=cpu,
+        memory_used_ratio=ram,
+        memory_total_bytes=1 << 36,
+        memory_available_bytes=1 << 35,
+        cpus=16.0,
+        cpu_busy_seconds_total=1e6,
+        container_limited=False,
+    )
+
+
+def gpu_sample(index: int = 0, **readings: Any) -> GpuSample:
+    defaults = {"utilization_ratio": 0.8, "memory_used_ratio": 0.7, "power_ratio": 0.5}
+    return GpuSample(index=index, uuid=f"GPU-{index}", name="a GPU", **{**defaults, **readings})
+
+
+def state(
+    sample: Any,
+    *,
+    name: str = "host",
+    age: float = 0.5,
+    error: Optional[str] = None,
+    good: Any = None,
+) -> State[Any]:
+    """A state whose last good reading was `age` seconds ago; `error` when the cycle after it failed."""
+    last_good = good if error is not None else sample
+    return State(
+        health=CollectorHealth(
+            collector=name,
+            success=error is None,
+            consecutive_failures=0 if error is None else 3,
+            failures_total=0,
+            error=error,
+        ),
+        overdue_at=(NOW if error is not None else NOW - age) + 3 * INTERVAL,
+        sample=None if error is not None else sample,
+        last_good=last_good,
+        read_at=NOW - age if last_good is not None else None,
+        read_timestamp=1.7e9 - age if last_good is not None else None,
+        ring=(Span(NOW - age - 1, NOW - age, last_good.levels()),) if last_good is not None else (),
+    )
+
+
+def reading(*gpus: GpuSample, **more: Any) -> GpuReading:
+    return GpuReading(gpus=gpus, **{"enumerated": len(gpus), "driver_version": "1", **more})
+
+
+HOST = state(host_sample())
+TWO = reading(gpu_sample(0), gpu_sample(1))
+NO_DRIVER = GpuReading(absence="there is no driver")
+UNIFIED = {"memory_used_ratio": None, "unified_memory": True}
+MIG = {"utilization_ratio": None, "mig_enabled": True}
+
+
+def gpus(sample: Any, **kwargs: Any) -> State[Any]:
+    return state(sample, name="gpu", **kwargs)
+
+
+def failed(error: str = "gone", good: Any = TWO, age: float = 5.0) -> State[Any]:
+    return gpus(None, error=error, good=good, age=age)
+
+
+def hung(good: Any = TWO, age: float = 3.5) -> State[Any]:
+    return gpus(good, age=age)
+
+
+NEVER_READ = State[Any](
+    health=CollectorHealth(collector="x", success=False, consecutive_failures=0, failures_total=0),
+    overdue_at=NOW + 1,
+)
+
+# what broke, host, GPUs, expected; status, (cpu, ram, gpu_count, util, mem), a word of the reasons
+CASES = [
+    ("all is well", HOST, gpus(TWO), 2, OK, (20.0, 30.0, 2, 80.0, 70.0), ""),
+    ("fewer GPUs expected than there are", HOST, gpus(TWO), 1, OK, (20.0, 30.0, 2, 80.0, 70.0), ""),
+    ("no GPU ever, no driver", HOST, gpus(NO_DRIVER), 0, OK, (20.0, 30.0, 0, 0.0, 0.0), "no driver"),
+    ("GPUs are left alone", HOST, None, 0, OK, (20.0, 30.0, 0, 0.0, 0.0), ""),
+    ("NVML gone", HOST, failed(), 2, FAILING, (100.0, 100.0, 2, 100.0, 100.0), "gone"),
+    ("NVML gone since the start", HOST, failed(good=None), 4, FAILING, (*WORST[:2], 4, *WORST[2:]), "4 expected"),
+    ("NVML hung", HOST, hung(), 2, FAILING, (*WORST[:2], 2, *WORST[2:]), "hangs"),
+    ("NVML hung in its very first call", HOST, replace(NEVER_READ, overdue_at=NOW - 1), 0, FAILING,
+     (*WORST[:2], 1, *WORST[2:]), "hangs"),
+    ("the first GPU reading is under way", HOST, NEVER_READ, 2, FAILING, (*WORST[:2], 2, *WORST[2:]), "not been read yet"),
+    ("a driver that fails where no GPU was ever seen", HOST, failed(good=None), 0, FAILING,
+     (*WORST[:2], 1, *WORST[2:]), "gone"),
+    ("one of two GPUs lost", HOST,
+     gpus(reading(gpu_sample(0), lost=(LostGpu("GPU 1", "off the bus"),), enumerated=2)), 2, DEGRADED,
+     (20.0, 30.0, 2, 90.0, 85.0), "off the bus"),
+    ("a GPU that is named no more", HOST, gpus(reading(gpu_sample(0))), 4, DEGRADED, (20.0, 30.0, 4, 95.0, 92.5),
+     "3 of 4 GPUs lost"),
+    ("a GPU lost that was never expected", HOST,
+     gpus(reading(gpu_sample(0), lost=(LostGpu("GPU 1", "off the bus"),), enumerated=2)), 0, DEGRADED,
+     (20.0, 30.0, 2, 90.0, 85.0), "1 of 2"),
+    ("the host sampler stuck", state(host_sample(), age=3.1), gpus(TWO), 2, FAILING, (*WORST[:2], 2, *WORST[2:]), "stuck"),
+    ("the host sampler stuck, no GPU", state(host_sample(), age=3.1), gpus(NO_DRIVER), 0, FAILING,
+     (*WORST[:2], 1, *WORST[2:]), "stuck"),
+    ("the host sampler stuck, GPUs left alone", state(host_sample(), age=3.1), None, 0, FAILING,
+     (*WORST[:2], 1, *WORST[2:]), "stuck"),
+    ("CPU and RAM cannot be read", state(None, error="no /proc", good=host_sample()), gpus(TWO), 2, FAILING,
+     (*WORST[:2], 2, *WORST[2:]), "no /proc"),
+    ("nothing has been read yet", NEVER_READ, NEVER_READ, 0, FAILING, (*WORST[:2], 1, *WORST[2:]), "cannot be read"),
+    ("MIG: no utilization; power stands in", HOST, gpus(reading(gpu_sample(0, **MIG))), 1, OK,
+     (20.0, 30.0, 1, 50.0, 70.0), "power draw stands in for utilization (in MIG mode)"),
+    ("MIG: no utilization, no power; memory stands in", HOST, gpus(reading(gpu_sample(0, power_ratio=None, **MIG))),
+     1, OK, (20.0, 30.0, 1, 70.0, 70.0), "memory in use stands in"),
+    ("MIG: the parent's memory needs a permission", HOST,
+     gpus(reading(gpu_sample(0, **MIG, memory_used_ratio=None, mig_instances=(
+         MigInstance("0", "MIG-1", None, 100, 90), MigInstance("0", "MIG-2", None, 100, 10))))), 1, OK,
+     (20.0, 30.0, 1, 50.0, 50.0), "MIG instances"),
+    ("unified memory: RAM is counted once", HOST, gpus(reading(gpu_sample(0, **UNIFIED))), 1, OK,
+     (20.0, 30.0, 1, 80.0, 80.0), "utilization stands in for memory (it uses the host's RAM)"),
+    ("unified memory and idle: never 0", HOST, gpus(reading(gpu_sample(0, utilization_ratio=0.0, **UNIFIED))), 1, OK,
+     (20.0, 30.0, 1, 0.0, 1.0), "stands in for memory"),
+    ("a GPU that reports nothing: the CPU stands in", HOST,
+     gpus(reading(gpu_sample(0, utilization_ratio=None, memory_used_ratio=None, power_ratio=None))), 1, OK,
+     (20.0, 30.0, 1, 20.0, 20.0), "the CPU stands in"),
+    ("a GPU that reports nothing on an idle host: never 0", state(host_sample(cpu=0.0)),
+     gpus(reading(gpu_sample(0, utilization_ratio=None, memory_used_ratio=None, power_ratio=None))), 1, OK,
+     (0.0, 30.0, 1, 1.0, 1.0), "the CPU stands in"),
+    ("saturated, and healthy", state(host_sample(1.0, 1.0)),
+     gpus(reading(gpu_sample(0, utilization_ratio=1.0, memory_used_ratio=1.0))), 1, OK, (99.9, 100.0, 1, 100.0, 100.0), ""),
+    ("saturated by a hair", state(host_sample(0.99999, 0.99999)),
+     gpus(reading(gpu_sample(0, utilization_ratio=0.99999, memory_used_ratio=0.99999))), 1, OK,
+     (99.9, 100.0, 1, 100.0, 100.0), ""),
+    ("saturated, with a GPU lost", state(host_sample(1.0, 1.0)),
+     gpus(reading(gpu_sample(0, utilization_ratio=1.0, memory_used_ratio=1.0))), 2, DEGRADED,
+     (99.9, 100.0, 2, 100.0, 100.0), "lost"),
+]  # fmt: skip
+IDS = [case[0] for case in CASES]
+
+
+def snapshot(host: State[Any], gpu: Optional[State[Any]], expected: int) -> Snapshot:
+    return Snapshot(host, gpu, expected, "ask the operator")
+
+
+def served(
+    host: State[Any], gpu: Optional[State[Any]], expected: int, policy: str = PESSIMISTIC
+) -> bytes:
+    """The JSON document of one case."""
+    shot = snapshot(host, gpu, expected)
+    verdict = judge(shot, WINDOW, policy, NOW)
+    return render_json(shot, verdict, WINDOW, AgentBuild("1", "3"), AgentStats(), NOW)
+
+
+@pytest.mark.parametrize(
+    ("what", "host", "gpu", "expected", "status", "fields", "word"), CASES, ids=IDS
+)
+def test_what_broke_decides_what_a_balancer_is_told(
+    what: str, host: Any, gpu: Any, expected: int, status: str, fields: tuple[Any, ...], word: str
+) -> None:
+    """Each row of the table: the verdict, the five fields as a strict balancer decodes them, and the reason."""
+    body = served(host, gpu, expected)
+    document = json.loads(body)
+    assert document["status"] == status
+    assert tuple(decode(body)) == fields
+    assert word in " ".join(document["reasons"])
+    assert bool(document["reasons"]) or status == OK
+    assert document["weight"] == pytest.approx(decode(body).weight)
+
+
+@pytest.mark.parametrize(
+    "sick", [case for case in CASES if case[4] == FAILING], ids=lambda case: case[0]
+)
+@pytest.mark.parametrize(
+    "well", [case for case in CASES if case[4] != FAILING], ids=lambda case: case[0]
+)
+@pytest.mark.parametrize("policy", ON_FAILURE[:2])
+def test_a_balancer_picks_the_working_host_over_the_broken_one(
+    policy: str, well: Any, sick: Any
+) -> None:
+    """Of a host that works (saturated, or with GPUs lost) and one that fails, the former wins: in every pair."""
+    polls: dict[str, Optional[Poll]] = {
+        "sick": decode(served(*sick[1:4], policy=policy)),
+        "well": decode(served(*well[1:4], policy=policy)),
+    }
+    assert pick(polls) == "well"
+    assert polls["sick"] is not None
+    assert polls["sick"].weight == 500
+
+
+def test_a_lost_gpu_makes_a_host_heavier_than_its_healthy_twin() -> None:
+    """Of two hosts alike, the one that has lost a GPU is not picked."""
+    well = decode(served(HOST, gpus(TWO), 2))
+    sick = decode(served(HOST, gpus(reading(gpu_sample(0))), 2))
+    assert pick({"sick": sick, "well": well}) == "well"
+
+
+@pytest.mark.parametrize(
+    ("age", "fields"),
+    [
+        (5.0, (20.0, 30.0, 2, 80.0, 70.0)),
+        (119.0, (20.0, 30.0, 2, 80.0, 70.0)),
+        (121.0, (100.0, 100.0, 2, 100.0, 100.0)),
+    ],
+)
+def test_last_good_numbers_are_served_for_two_minutes(age: float, fields: tuple[Any, ...]) -> None:
+    """Policy last-good keeps the last numbers, their age growing, and is pessimistic after 120 s."""
+    verdict = judge(snapshot(HOST, failed(age=age), 2), WINDOW, LAST_GOOD, NOW)
+    assert verdict.status == FAILING
+    assert verdict.age_seconds == pytest.approx(age)
+    balance = verdict.balance
+    assert (
+        balance.cpu_percent,
+        balance.ram_percent,
+        balance.gpu_count,
+        balance.gpu_avg_utilization_percent,
+        balance.gpu_avg_memory_percent,
+    ) == fields
+
+
+@pytest.mark.parametrize("good", [None, NO_DRIVER], ids=["never read", "no driver before"])
+def test_last_good_needs_something_good(good: Any) -> None:
+    """A driver that fails and never showed a GPU has no last good numbers: 500 also under that policy."""
+    verdict = judge(snapshot(HOST, failed(good=good), 0), WINDOW, LAST_GOOD, NOW)
+    assert verdict.balance.weight == 500
+
+
+def test_a_stuck_host_sampler_keeps_its_last_good_numbers_under_that_policy() -> None:
+    """Policy last-good holds for a sampler that is stuck, too."""
+    verdict = judge(snapshot(state(host_sample(), age=10), gpus(TWO), 2), WINDOW, LAST_GOOD, NOW)
+    assert verdict.status == FAILING
+    assert verdict.balance.weight == 275
+
+
+def test_the_weights_of_the_contract_come_out() -> None:
+    """consumers.md's two worked examples: 275 and 195, and the second host wins."""
+    first = decode(served(HOST, gpus(TWO), 2))
+    second = decode(
+        served(
+            state(host_sample(0.4, 0.5)),
+            gpus(reading(gpu_sample(0, utilization_ratio=0.3, memory_used_ratio=0.4))),
+            1,
+        )
+    )
+    assert (first.weight, second.weight) == (275, 195)
+    assert pick({"first": first, "second": second}) == "second"
+
+
+def test_a_collector_is_stuck_after_three_intervals_and_not_before() -> None:
+    """The verdict turns at the moment the state says, to a hair."""
+    shot = snapshot(HOST, None, 0)
+    assert judge(shot, WINDOW, PESSIMISTIC, HOST.overdue_at).status == OK
+    assert judge(shot, WINDOW, PESSIMISTIC, HOST.overdue_at + 1e-6).status == FAILING
+
+
+def test_utilization_is_averaged_and_memory_is_not() -> None:
+    """CPU and GPU utilization are means over the window; RAM and GPU memory are as last read."""
+    now_host, now_gpus = (
+        host_sample(0.8, 0.9),
+        reading(gpu_sample(0, utilization_ratio=1.0, memory_used_ratio=0.9)),
+    )
+    old_host, old_gpus = (
+        host_sample(0.2, 0.1),
+        reading(gpu_sample(0, utilization_ratio=0.0, memory_used_ratio=0.1)),
+    )
+    host, gpu = state(now_host), gpus(now_gpus)
+    host = replace(host, ring=(Span(NOW - 2.5, NOW - 1.5, old_host.levels()), *host.ring))
+    gpu = replace(gpu, ring=(Span(NOW - 4.5, NOW - 1.5, old_gpus.levels()), *gpu.ring))
+    balance = judge(snapshot(host, gpu, 1), WINDOW, PESSIMISTIC, NOW).balance
+    assert (balance.cpu_percent, balance.ram_percent) == (50.0, 90.0)
+    assert (balance.gpu_avg_utilization_percent, balance.gpu_avg_memory_percent) == (25.0, 90.0)
+
+
+ratios = st.one_of(st.none(), st.floats(0, 1))
+
+
+@given(
+    cpu=st.floats(0, 1),
+    ram=st.floats(0, 1),
+    readings=st.lists(st.tuples(ratios, ratios, ratios), max_size=4),
+    expected=st.integers(0, 6),
+    policy=st.sampled_from(ON_FAILURE),
+    broken=st.sampled_from(["nothing", "host stuck", "gpu hung", "gpu gone"]),
+)
+def test_no_reading_whatsoever_makes_an_answer_that_a_balancer_cannot_use(
+    cpu: float, ram: float, readings: Any, expected: int, policy: str, broken: str
+) -> None:
+    """Any reading gives five fields in range, a healthy weight below 500 and, pessimistically, a broken one at 500."""
+    sample = reading(
+        *(
+            gpu_sample(i, utilization_ratio=u, memory_used_ratio=m, power_ratio=p)
+            for i, (u, m, p) in enumerate(readings)
+        )
+    )
+    host = state(host_sample(cpu, ram), age=9 if broken == "host stuck" else 0.5)
+    gpu = (
+        failed(good=sample)
+        if broken == "gpu gone"
+        else gpus(sample, age=9 if broken == "gpu hung" else 0.5)
+    )
+    poll = decode(served(host, gpu, expected, policy))
+    percents = (
+        poll.cpu_percent,
+        poll.ram_percent,
+        poll.gpu_avg_utilization_percent,
+        poll.gpu_avg_memory_percent,
+    )
+    assert all(0 <= percent <= 100 for percent in percents)
+    assert poll.gpu_count >= max(expected, len(readings))
+    if broken == "nothing" or policy == LAST_GOOD:
+        assert poll.weight < 500
+    else:
+        assert poll.weight == 500
