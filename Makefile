@@ -27,7 +27,7 @@ help: ## list the targets
 
 # --- the virtual environment -------------------------------------------------------------------
 #
-# Each make asks the interpreter in there (20 ms) whether it works and finds its packages: it does not
+# Each make asks the interpreter in there (20 ms) whether it works and has its packages: not so
 # when the making was interrupted, or when the system's Python was replaced by another.
 whole := $(shell $(PY) -c 'import pip' 2>/dev/null && echo yes)
 
@@ -67,12 +67,14 @@ $(RUNTIME): pyproject.toml $(if $(whole),,new-venv)
 	$(mend_pip)
 	@echo 'installing ollama-metrics and what it needs to run into $(VENV)'
 	@$(PIP) install --editable . $(PINS)
+	$(compile)
 	@touch $@
 
 $(DEV): pyproject.toml $(if $(whole),,new-venv)
 	$(mend_pip)
 	@echo 'installing ollama-metrics and its development tools into $(VENV)'
 	@$(PIP) install --editable '.[dev]' $(PINS)
+	$(compile)
 	@touch $(RUNTIME) $@
 
 # --- use ---------------------------------------------------------------------------------------

@@ -83,7 +83,7 @@ def to_document(
         "window": _window(
             host_stats, [gpu_stats[gpu.uuid] for gpu in gpus if gpu.uuid in gpu_stats]
         ),
-        "host": _without_load(_HOST.to_json(host)) if host is not None else None,
+        "host": _HOST.to_json(host) if host is not None else None,
         "driver": _DRIVER.to_json(reading)
         if reading is not None and reading.driver_version
         else None,
@@ -132,11 +132,6 @@ def _health(state: State[Any], now: float) -> dict[str, Any]:
         round(max(0.0, now - state.read_at), 3) if state.read_at is not None else None
     )
     return entry
-
-
-def _without_load(entry: dict[str, Any]) -> dict[str, Any]:
-    """The host's capacity; its load is at the top of the document."""
-    return {key: value for key, value in entry.items() if key not in ("cpu_percent", "ram_percent")}
 
 
 def _mean(values: Iterable[Optional[float]]) -> Optional[float]:

@@ -38,9 +38,11 @@ class HostSample:
     PREFIX = "ollama_host"
     LABELS = ()
 
-    cpu_ratio: float = gauge("Share of the CPU time that was busy since the reading before.")
+    cpu_ratio: float = gauge(
+        "Share of the CPU time that was busy since the reading before.", json=None
+    )
     memory_used_ratio: float = gauge(
-        "Share of the memory that is not available to new work.", json="ram_percent"
+        "Share of the memory that is not available to new work.", json=None
     )
     memory_total_bytes: int = gauge(
         "Memory of the host, or the container's limit.", json="ram_total_mb"
