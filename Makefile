@@ -10,7 +10,8 @@ PINS   ?=
 PY      := $(VENV)/bin/python
 RUNTIME := $(VENV)/.installed-runtime
 DEV     := $(VENV)/.installed-dev
-PIP      = $(PY) -m pip --quiet --disable-pip-version-check --no-input
+QUIETLY  = --quiet --disable-pip-version-check --no-input
+PIP      = $(PY) -m pip $(QUIETLY)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
@@ -51,6 +52,11 @@ define make_venv
 	@echo 'making $(VENV) with $(PYTHON)'
 	@rm -rf $(VENV)
 	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); exit 1; }
+endef
+
+# Uncompiled, the package costs a megabyte for as long as it runs and pynvml many.
+define compile
+	@$(PY) -m compileall -q ollama_metrics
 endef
 
 .PHONY: new-venv
@@ -135,17 +141,22 @@ format: $(DEV) ## put the code into shape
 
 # --- what is written by programs ---------------------------------------------------------------
 
+# What is measured is the package as it is installed for good: compiled, in an environment of its own.
 .PHONY: bench
 bench: $(DEV) ## measure against the peers and write docs/PERFORMANCE.md (minutes)
 	@mkdir -p docs
-	@$(PY) -m benchmarks --write docs/PERFORMANCE.md $(ARGS)
+	@[ -x .venv-bench/bin/python ] || $(PYTHON) -m venv .venv-bench
+	@.venv-bench/bin/python -m pip $(QUIETLY) install --force-reinstall --no-deps .
+	@.venv-bench/bin/python -m pip $(QUIETLY) install . prometheus_client
+	@.venv-bench/bin/python -m benchmarks --write docs/PERFORMANCE.md $(ARGS)
 
-# The test goldens are written here too, by their test's own option, when there are any.
 .PHONY: docs
-docs: $(DEV) ## write docs/METRICS.md and the test goldens anew from the metric table
+docs: $(DEV) ## write docs/METRICS.md and docs/CONFIGURATION.md anew from the code
 	@mkdir -p docs
-	@$(PY) -m ollama_metrics.reference > docs/METRICS.md.new
-	@mv docs/METRICS.md.new docs/METRICS.md
+	@for page in metrics configuration; do \
+	    file=docs/$$(echo $$page | tr a-z A-Z).md; \
+	    $(PY) -m ollama_metrics.reference $$page > $$file.new && mv $$file.new $$file || exit 1; \
+	done
 
 .PHONY: dist
 dist: $(DEV) ## build the sdist and the wheel into dist/

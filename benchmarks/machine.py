@@ -38,7 +38,7 @@ def machine(cores: Cores) -> Facts:
 
 def versions() -> Facts:
     """What ran, as each program says it itself."""
-    agent = [sys.executable, "-m", "ollama_metrics", "--version"]
+    agent = [sys.executable, "-I", "-m", "ollama_metrics", "--version"]
     found = {
         "agent": _said(agent, r"(\d+\.\d\S*)"),
         "Python": platform.python_version(),

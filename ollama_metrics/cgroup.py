@@ -66,7 +66,7 @@ class Cgroup:
             )
         cpus: Optional[float] = None
         microseconds, per = _number(quota), _number(period)
-        if microseconds and per and microseconds > 0:
+        if microseconds and per:
             cpus = microseconds / per
         allowed = _count(
             self._read(self._cpuset, "cpuset.cpus.effective" if self.v2 else "cpuset.cpus")
@@ -138,11 +138,12 @@ class Cgroup:
 
 
 def _number(text: str) -> Optional[int]:
-    """The number in `text`; None for `max`, nothing and nonsense."""
+    """The number in `text`; None for `max`, nothing, nonsense, and what the kernel's 64 bits cannot hold."""
     try:
-        return int(text)
+        number = int(text)
     except ValueError:
         return None
+    return number if 0 <= number < 1 << 64 else None
 
 
 def _count(cpu_list: str) -> int:

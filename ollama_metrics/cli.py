@@ -11,14 +11,17 @@ if TYPE_CHECKING:
     from typing import Any, NoReturn, Optional
 
     from .config import Config
-    from .endpoints import Endpoints
     from .log import Log
     from .sampler import Sampler
+    from .server import Server
+    from .status_log import StatusLog
 
-EXIT_OK, EXIT_FAILED, EXIT_USAGE = 0, 1, 2
+EXIT_OK, EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 0, 1, 2, 130
 # The first CPU reading is over this time, or the interval where that is shorter: a balancer waits
 # for it.
 FIRST_CPU_SECONDS = 0.5
+# A driver that hangs is waited for this long at most, however long the interval.
+START_SECONDS = 3.0
 
 DESCRIPTION = "Tells a load balancer how busy this Ollama host really is."
 EXAMPLES = """\
@@ -55,6 +58,8 @@ def main(
     except ListenError as error:
         print(f"ollama-metrics: {error}", file=sys.stderr)
         return EXIT_FAILED
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
 
 
 # -- arguments ---------------------------------------------------------------------------------------------------------
@@ -70,7 +75,9 @@ def _parse(argv: Sequence[str], environ: Mapping[str, str]) -> tuple[str, Config
         """One line for a mistake, as the other tools of a shell do it."""
 
         def error(self, message: str) -> NoReturn:
-            self.exit(EXIT_USAGE, f"{self.prog.split()[0]}: {message} (see {self.prog} --help)\n")
+            # What the user typed stands in it as it is, line breaks and all.
+            line = " ".join(message.split())
+            self.exit(EXIT_USAGE, f"{self.prog.split()[0]}: {line} (see {self.prog} --help)\n")
 
     def formatter(prog: str) -> argparse.HelpFormatter:
         return argparse.RawDescriptionHelpFormatter(
@@ -132,74 +139,80 @@ def _parse(argv: Sequence[str], environ: Mapping[str, str]) -> tuple[str, Config
 
 def _columns(environ: Mapping[str, str]) -> int:
     text = environ.get("COLUMNS", "")
-    return max(50, int(text)) if text.isdigit() and len(text) < 5 else 79
+    return max(50, int(text)) if text.isdecimal() and len(text) < 5 else 79
 
 
 # -- wiring ------------------------------------------------------------------------------------------------------------
 
 
 class _Sampling:
-    """The samplers of one agent and what they are asked through."""
+    """The samplers of one agent and what they are asked through.
+
+    The constructor starts the first CPU interval before all else, so that the rest of the program
+    is imported within it, and then the threads. `wait` is to be called before the first answer.
+    """
 
     def __init__(self, config: Config, log: Log, read_only: bool) -> None:
-        from .endpoints import Endpoints
-        from .expectation import Expectation
-        from .gpu_collector import GpuCollector
+        from .errors import CollectorError
         from .host import HostCollector
-        from .sampler import Sampler
+        from .sampler import STUCK_INTERVALS, Sampler
+
+        self._log = log
+        first_cpu = min(FIRST_CPU_SECONDS, config.interval)
+        self._patience = first_cpu + min(START_SECONDS, STUCK_INTERVALS * config.interval)
+        self._status: Optional[StatusLog] = None
+        host_collector = HostCollector()
+        self._host = Sampler("host", host_collector, config.interval, log, after=self._note)
+        try:
+            host_collector.prime()
+        except CollectorError as error:
+            log("error", f"host: {error}")
+        self._host.start(first_after=first_cpu)
+
+        from .expectation import Expectation
+
+        expectation = Expectation(config.expected_gpus, config.state_dir, log, read_only=read_only)
+        self._gpu: Optional[Sampler] = None
+        if config.expected_gpus != 0:
+            from .gpu_collector import GpuCollector
+
+            self._gpu = Sampler("gpu", GpuCollector(expectation, log), config.interval, log)
+            self._gpu.start()
+
+        from .endpoints import Endpoints
         from .status_log import StatusLog
 
-        self._config, self._log = config, log
-        self._host_collector = HostCollector()
-        expectation = Expectation(config.expected_gpus, config.state_dir, log, read_only=read_only)
-        self.host: Sampler = Sampler(
-            "host", self._host_collector, config.interval, log, after=lambda: self.status.note()
-        )
-        self.gpu: Optional[Sampler] = None
-        if config.expected_gpus != 0:
-            self.gpu = Sampler("gpu", GpuCollector(expectation, log), config.interval, log)
         self.endpoints: Endpoints = Endpoints(
-            self.host,
-            self.gpu,
+            self._host,
+            self._gpu,
             expectation,
             interval=config.interval,
             window=max(config.window, config.interval),
             on_failure=config.on_failure,
         )
-        self.status = StatusLog(self.endpoints.judge_now, log)
+        self._status = StatusLog(self._host, self._gpu, self.endpoints.judge_now, log)
 
-    def start(self) -> None:
-        """Start both threads and wait for their first readings.
+    def wait(self) -> None:
+        """Wait for the first readings.
 
         The wait is bounded, for a driver may hang: what has not been read by then is served as
         failing, which to a balancer is better than a refused connection (to a host that it never
         reached it gives the weight 0).
         """
-        from .errors import CollectorError
-        from .sampler import STUCK_INTERVALS
-
-        first_cpu = min(FIRST_CPU_SECONDS, self._config.interval)
-        patience = first_cpu + STUCK_INTERVALS * self._config.interval
-        if self.gpu is not None:
-            self.gpu.start()
-        try:
-            self._host_collector.prime()
-        except CollectorError as error:
-            self._log("error", f"host: {error}")
-        self.host.start(first_after=first_cpu)
-        if not self.host.first.wait(patience):
+        if not self._host.first.wait(self._patience):
             self._log("error", "CPU and RAM cannot be read in time; this host is served as failing")
-        if self.gpu is not None and not self.gpu.first.wait(patience):
-            self._log(
-                "error",
-                "the GPUs cannot be read in time: a driver call hangs; this host is served as failing",
-            )
+        if self._gpu is not None and not self._gpu.first.wait(self._patience):
+            self._log("error", "the GPUs cannot be read in time; this host is served as failing")
 
     def stop(self) -> None:
         """Let both threads end."""
-        self.host.stop()
-        if self.gpu is not None:
-            self.gpu.stop()
+        self._host.stop()
+        if self._gpu is not None:
+            self._gpu.stop()
+
+    def _note(self) -> None:
+        if self._status is not None:
+            self._status.note()
 
 
 def _serve(config: Config, environ: Mapping[str, str]) -> int:
@@ -208,36 +221,35 @@ def _serve(config: Config, environ: Mapping[str, str]) -> int:
     forget_parser()
     import signal
 
-    from .listener import listen, open_files_for
     from .log import Log
-    from .server import MOST_CONNECTIONS, Server
 
-    log = Log(config.log_level, environ=environ)
-    sampling = _Sampling(config, log, read_only=False)
-    ended = []
+    ended: list[int] = []
     server: Optional[Server] = None
 
     def end(number: int, _frame: Any) -> None:
         ended.append(number)
-        if server is not None:
-            server.stop()
+        if server is None:
+            raise SystemExit(EXIT_OK)  # nobody is served yet; a driver that hangs is not waited for
+        server.stop()
 
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, end)
-    sampling.start()
-    if ended:
-        return EXIT_OK
+    log = Log(config.log_level, environ=environ)
+    sampling = _Sampling(config, log, read_only=False)
+
+    from .listener import listen, open_files_for
+    from .server import MOST_CONNECTIONS, Server
+
+    sampling.wait()
     listeners = listen(config.listen)
-    server = Server(
-        listeners, sampling.endpoints, most_connections=open_files_for(MOST_CONNECTIONS)
-    )
+    most = open_files_for(MOST_CONNECTIONS)
+    server = Server(listeners, sampling.endpoints, most_connections=most)
     signal.set_wakeup_fd(server.wakeup_fd, warn_on_full_buffer=False)
     sampling.endpoints.counters = server.counters
     for listener in listeners:
         log("info", f"listening on {listener.url} ({listener.bound})")
     try:
-        if not ended:
-            server.run()
+        server.run()
     finally:
         signal.set_wakeup_fd(-1)
         sampling.stop()
@@ -253,16 +265,22 @@ def _once(config: Config, environ: Mapping[str, str], format: Optional[str]) -> 
         Log(config.log_level if config.log_level != "info" else "error", environ=environ),
         True,
     )
-    sampling.start()
+    sampling.wait()
     sampling.stop()
     sampling.endpoints.version()
-    indent = 2 if format == "json" else None
+    document = sampling.endpoints.document(format or "json", indent=2 if format == "json" else None)
     try:
+        if sys.stdout is None:
+            raise OSError("standard output is closed")
         sys.stdout.flush()
-        sys.stdout.buffer.write(sampling.endpoints.document(format or "json", indent=indent))
+        sys.stdout.buffer.write(document)
         sys.stdout.buffer.flush()
-    except BrokenPipeError:
-        # The reader has had enough (`| head`); Python would complain again when it flushes at its
-        # end.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:
+        if sys.stdout is not None:
+            # Python would complain once more when it flushes at its end.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if not isinstance(error, BrokenPipeError):
+            print(f"ollama-metrics: cannot write: {error.strerror or error}", file=sys.stderr)
+            return EXIT_FAILED
+        # A reader that has had enough (`| head`) is no failure.
     return EXIT_OK

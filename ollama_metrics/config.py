@@ -7,11 +7,12 @@ environment and docs/CONFIGURATION.md come from it.
 from __future__ import annotations
 
 import math
+import socket
 from dataclasses import dataclass
 
 from .errors import ConfigError
 from .log import LEVELS
-from .verdict import ON_FAILURE
+from .policy import ON_FAILURE
 from .window import LONGEST_SECONDS
 
 TYPE_CHECKING = False
@@ -91,7 +92,7 @@ def parse_address(text: str) -> Address:
         raise ValueError(text)
     if host.startswith("[") and host.endswith("]"):
         host = host[1:-1]
-        if ":" not in host:
+        if not _is_ipv6(host):
             raise ValueError(text)
     elif ":" in host:
         raise ValueError(text)
@@ -107,6 +108,16 @@ def _is_ipv4(host: str) -> bool:
     return len(parts) == 4 and all(
         part.isdigit() and len(part) <= 3 and int(part) <= 255 for part in parts
     )
+
+
+def _is_ipv6(host: str) -> bool:
+    """Whether `host` is an IPv6 address, with or without the zone of a link-local one (`%eth0`)."""
+    address, percent, zone = host.partition("%")
+    try:
+        socket.inet_pton(socket.AF_INET6, address)
+    except (OSError, ValueError):  # ValueError: not ASCII, or a NUL
+        return False
+    return bool(zone) or not percent
 
 
 def _seconds(least: float, most: float) -> Callable[[str], float]:
@@ -229,7 +240,8 @@ def load(arguments: Mapping[str, Any], environ: Mapping[str, str], serve: bool =
         source = setting.option
         if given is None and environ.get(setting.variable, "").strip():
             text, source = environ[setting.variable].strip(), setting.variable
-            given = text.replace(",", " ").split() if setting.repeatable else text
+            # Nothing but commas is no address, which the parser is to say.
+            given = (text.replace(",", " ").split() or [text]) if setting.repeatable else text
         if given is None:
             continue
         texts = given if setting.repeatable else [given]

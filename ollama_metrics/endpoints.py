@@ -18,8 +18,9 @@ from .answer import Answer, Refused
 from .exposition_json import render_json
 from .exposition_text import CONTENT_TYPES, render_text
 from .negotiation import negotiate
+from .policy import ERROR
 from .snapshot import Snapshot
-from .verdict import ERROR, FAILING, judge
+from .verdict import FAILING, judge
 from .window import LONGEST_SECONDS
 
 TYPE_CHECKING = False

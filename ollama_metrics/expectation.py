@@ -62,7 +62,7 @@ class Expectation:
             if not 1 <= count <= MOST_GPUS:
                 raise ValueError(f"{count} is no number of GPUs")
             return count
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return 0
         except (OSError, ValueError) as error:
             # It is only ever written when there were GPUs: a broken note still says "at least one".

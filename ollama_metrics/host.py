@@ -74,8 +74,9 @@ class HostCollector:
         self._cgroup = cgroup if cgroup is not None else Cgroup()
         self._clock = clock
         self._limits = Limits()
+        self._host_cpus = 1.0
         self._limits_at = float("-inf")
-        self._before: Optional[tuple[Optional[float], float, float]] = None
+        self._before: Optional[tuple[float, float]] = None
         self.pause = 0.0
 
     def prime(self) -> None:
@@ -99,52 +100,51 @@ class HostCollector:
         except (OSError, ValueError, psutil.Error) as error:
             raise CollectorError(f"CPU and memory cannot be read: {error}") from error
 
-    def _collect(self, before: tuple[Optional[float], float, float]) -> HostSample:
-        self._refresh_limits()
+    def _collect(self, before: tuple[float, float]) -> HostSample:
         limits = self._limits
-        cpus, busy, total = counters = self._counters()
-        if cpus != before[0]:
-            # The container's CPU limit has just come or gone: the two readings count different
-            # things.
-            self._before = counters
-            raise CollectorError(
-                "the container's CPU limit has changed; a new CPU interval has begun"
-            )
-        if total <= before[2]:
+        busy, total = self._counters()
+        if total <= before[1]:
             raise CollectorError("the CPU counters stood still since the reading before")
-        self._before = counters
+        self._before = busy, total
         memory = psutil.virtual_memory()
         available, size = memory.available, memory.total
         limited = limits.memory_bytes is not None and 0 < limits.memory_bytes < size
         if limited and limits.memory_bytes is not None:
             size = limits.memory_bytes
             available = min(available, self._cgroup.memory_available(size))
-        return HostSample(
-            cpu_ratio=_clamp((busy - before[1]) / (total - before[2])),
+        sample = HostSample(
+            cpu_ratio=_clamp((busy - before[0]) / (total - before[1])),
             memory_used_ratio=_clamp((size - available) / size),
             memory_total_bytes=size,
             memory_available_bytes=available,
-            cpus=cpus if cpus is not None else float(os.cpu_count() or 1),
+            cpus=limits.cpus if limits.cpus is not None else self._host_cpus,
             cpu_busy_seconds_total=busy,
-            container_limited=limited or cpus is not None,
+            container_limited=limited or limits.cpus is not None,
         )
+        self._refresh_limits()
+        if self._limits.cpus != limits.cpus:
+            # Another CPU limit counts other things: the next interval begins with counters of its own.
+            self._before = None
+            self._before = self._counters()
+        return sample
 
     def _refresh_limits(self) -> None:
         now = self._clock()
         if now - self._limits_at >= _LIMITS_SECONDS:
             self._limits, self._limits_at = self._cgroup.limits(), now
+            self._host_cpus = float(os.cpu_count() or 1)  # the C library reads a file to tell
 
-    def _counters(self) -> tuple[Optional[float], float, float]:
-        """The CPU limit (None: the host's CPUs), busy CPU seconds and available CPU seconds, both ever growing."""
+    def _counters(self) -> tuple[float, float]:
+        """Busy and available CPU seconds, both ever growing: the container's where its CPUs are limited."""
         cpus = self._limits.cpus
         if cpus is not None:
-            return cpus, self._cgroup.cpu_seconds(), self._clock() * cpus
+            return self._cgroup.cpu_seconds(), self._clock() * cpus
         times = psutil.cpu_times()
         # Guests' time is in user and nice already (Documentation/filesystems/proc.rst); waiting for
         # a disk is idle.
         idle = times.idle + times.iowait
         busy = times.user + times.nice + times.system + times.irq + times.softirq + times.steal
-        return None, busy, busy + idle
+        return busy, busy + idle
 
 
 def _clamp(ratio: float) -> float:

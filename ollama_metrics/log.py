@@ -6,6 +6,7 @@ to log is handed a `log(level, sentence)` and knows no more.
 
 from __future__ import annotations
 
+import os
 import sys
 
 TYPE_CHECKING = False
@@ -21,8 +22,8 @@ LEVELS = {"error": 3, "warning": 4, "info": 6, "debug": 7}
 class Log:
     """Writes lines of `level` and more urgent ones to `stream`.
 
-    Under systemd (JOURNAL_STREAM in `environ`) each line begins with its priority, elsewhere with
-    its level's name.
+    Where `stream` is the journal's (JOURNAL_STREAM in `environ`, systemd.exec(5)) each line begins
+    with its priority, elsewhere with its level's name.
     """
 
     def __init__(
@@ -32,13 +33,14 @@ class Log:
         environ: Optional[Mapping[str, str]] = None,
     ) -> None:
         self._most = LEVELS[level]
-        self._stream = stream if stream is not None else sys.stderr
-        self._journal = "JOURNAL_STREAM" in (environ or {})
+        # None in a process that was started with standard error closed.
+        self._stream: Optional[TextIO] = stream if stream is not None else sys.stderr
+        self._journal = _name(self._stream) == (environ or {}).get("JOURNAL_STREAM", "")
 
     def __call__(self, level: str, sentence: str) -> None:
         """Write one line; what would break it in two is replaced. Never raises for a stream that is gone."""
         number = LEVELS[level]
-        if number > self._most:
+        if number > self._most or self._stream is None:
             return
         line = "".join(character if character.isprintable() else "?" for character in sentence)
         prefix = (
@@ -51,3 +53,12 @@ class Log:
             self._stream.flush()
         except (OSError, ValueError):
             pass  # nobody reads the log any more; serving matters more
+
+
+def _name(stream: Optional[TextIO]) -> Optional[str]:
+    """A stream's device and inode as JOURNAL_STREAM names them: what inherits that variable may write elsewhere."""
+    try:
+        status = os.fstat(stream.fileno()) if stream is not None else None
+    except (OSError, ValueError):
+        return None
+    return f"{status.st_dev}:{status.st_ino}" if status is not None else None

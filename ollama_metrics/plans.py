@@ -89,8 +89,9 @@ class Plans:
                     self._application.page(request.method, request.target, request.accept),
                     None,
                 )
-            except Refused as refused:
-                plan = Plan(request, None, refused)
+            except Refused as why:
+                # A copy: what was raised holds every frame that it came through, this one too.
+                plan = Plan(request, None, Refused(why.status, why.sentence, why.headers))
         if self._closing:
             plan.connection = CLOSE
         elif len(head) <= _LARGEST_REMEMBERED_HEAD:
@@ -125,6 +126,4 @@ class Plans:
 
 def refuse(status: int, sentence: str, request: Optional[Request] = None) -> Plan:
     """The plan for a request that is refused."""
-    # What follows a head that cannot be read cannot be told apart from a body.
-    body = Request(body=True) if request is None or status == 400 else request
-    return Plan(body, None, Refused(status, sentence))
+    return Plan(request or Request(body=True), None, Refused(status, sentence))

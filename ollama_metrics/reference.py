@@ -1,6 +1,7 @@
-"""docs/METRICS.md, written from the one table; `python -m ollama_metrics.reference` prints it.
+"""The pages that are written by the program: docs/METRICS.md and docs/CONFIGURATION.md.
 
-Not imported by the agent. The JSON example is rendered by the agent's own code from literal samples.
+`python -m ollama_metrics.reference metrics` (or `configuration`) prints one. Not imported by the
+agent. The JSON example is rendered by the agent's own code from literal samples.
 """
 
 from __future__ import annotations
@@ -8,13 +9,15 @@ from __future__ import annotations
 import sys
 
 from .agent import AgentBuild, AgentStats
+from .config import SETTINGS
 from .exposition_json import render_json
 from .exposition_text import TABLES
 from .gpu import GpuReading, GpuSample
 from .host import HostSample
 from .metrics import Table
+from .policy import PESSIMISTIC
 from .snapshot import CollectorHealth, Snapshot, State
-from .verdict import PESSIMISTIC, judge
+from .verdict import judge
 from .window import Span
 
 TYPE_CHECKING = False
@@ -53,9 +56,36 @@ TOP_LEVEL = (
 )
 
 
-def render() -> str:
-    """The whole page as Markdown."""
+def metrics() -> str:
+    """docs/METRICS.md: every key of the JSON document and every Prometheus family."""
     return "\n".join([*_introduction(), *_json(), *_prometheus()]) + "\n"
+
+
+def configuration() -> str:
+    """docs/CONFIGURATION.md: every setting."""
+    lines = [
+        "# Configuration",
+        "",
+        "Each setting is an option of `ollama-metrics serve` and an environment variable; the command",
+        "line wins. An empty variable counts as not set. `make docs` writes this page from the code.",
+        "",
+        "| option | variable | default | meaning |",
+        "| --- | --- | --- | --- |",
+    ]
+    for one in SETTINGS:
+        cells = (f"`{one.option} {one.metavar}`", f"`{one.variable}`", one.default_text, one.help)
+        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+    once = [one.option for one in SETTINGS if not one.serve_only]
+    lines += [
+        "",
+        "`OLLAMA_METRICS_LISTEN` holds several addresses apart by commas or spaces.",
+        f"`ollama-metrics once` knows {', '.join(f'`{option}`' for option in once)}, and `--format`.",
+        "",
+        "A value that is not usable ends the command with exit code 2 and one line that names the",
+        "option or the variable, the value, and what would be accepted. An address that cannot be",
+        "listened on ends it with exit code 1.",
+    ]
+    return "\n".join(lines) + "\n"
 
 
 def example() -> bytes:
@@ -224,5 +254,9 @@ def _family_row(table: Table, metric: Any) -> str:
     return f"| `{table.family(metric)}` | {kind} | {meaning} |"
 
 
+PAGES = {"metrics": metrics, "configuration": configuration}
+
 if __name__ == "__main__":
-    sys.stdout.write(render())
+    if len(sys.argv) != 2 or sys.argv[1] not in PAGES:
+        sys.exit(f"usage: python -m ollama_metrics.reference {'|'.join(PAGES)}")
+    sys.stdout.write(PAGES[sys.argv[1]]())

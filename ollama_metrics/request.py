@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler
 
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
 # either.
 LARGEST_HEAD = 16 * 1024
 LARGEST_BODY = 16 * 1024
+_END = re.compile(rb"\n\r?\n")
 
 
 @dataclass(frozen=True)
@@ -39,18 +41,8 @@ def split_head(data: bytes) -> tuple[Optional[bytes], bytes]:
 
     Lines end in CRLF, or in LF alone as RFC 9112, section 2.2, lets a server accept.
     """
-    end = data.find(b"\r\n\r\n")
-    lenient = data.find(b"\n\n", 0, end if end >= 0 else len(data))
-    mixed = data.find(b"\n\r\n", 0, end + 1 if end >= 0 else len(data))
-    ends = [(end, 4)] if end >= 0 else []
-    if lenient >= 0:
-        ends.append((lenient, 2))
-    if mixed >= 0 and mixed != end + 1:
-        ends.append((mixed, 3))
-    if not ends:
-        return None, data
-    start, length = min(ends)
-    return data[: start + length], data[start + length :]
+    end = _END.search(data)
+    return (data[: end.end()], data[end.end() :]) if end is not None else (None, data)
 
 
 class _Judge(BaseHTTPRequestHandler):
@@ -82,26 +74,30 @@ class _Judge(BaseHTTPRequestHandler):
 def parse(head: bytes) -> Request:
     """Judge a complete head (`split_head`'s); never raises."""
     judge = _Judge(head)
+
+    def refused(status: int, sentence: str) -> Request:
+        # What follows such a head cannot be told apart from a body.
+        return Request(method=judge.command or "", body=True, error=(status, sentence))
+
     if not judge.accepted:
         code, text = judge.refusal or (400, "an empty request")
         # The words of the base class quote what the client sent, which is for nobody to see again.
-        return Request(
-            error=(code, "the request line or its headers cannot be read" if code == 400 else text)
+        return refused(
+            code, "the request line or its headers cannot be read" if code == 400 else text
         )
     if judge.request_version == "HTTP/0.9":
-        return Request(error=(400, "the request line has no HTTP version"))
+        return refused(400, "the request line has no HTTP version")
     headers = judge.headers
     http_1_0 = judge.request_version == "HTTP/1.0"
-    if not http_1_0 and "Host" not in headers:
-        return Request(error=(400, "an HTTP/1.1 request needs a Host header"))
+    hosts = len(headers.get_all("Host", []))
+    if hosts > 1 or not (hosts or http_1_0):
+        return refused(400, "an HTTP/1.1 request needs a Host header, and one only")
     lengths = {value.strip() for value in headers.get_all("Content-Length", [])}
     body = bool(lengths - {"0"}) or "Transfer-Encoding" in headers
     if len(lengths) > 1 or not all(length.isascii() and length.isdigit() for length in lengths):
-        return Request(error=(400, "the Content-Length is not one number"), body=True)
+        return refused(400, "the Content-Length is not one number")
     if any(len(length) > 12 or int(length) > LARGEST_BODY for length in lengths):
-        return Request(
-            error=(413, f"a body may not be larger than {LARGEST_BODY} bytes"), body=True
-        )
+        return refused(413, f"a body may not be larger than {LARGEST_BODY} bytes")
     accept = headers.get_all("Accept")
     return Request(
         method=judge.command,

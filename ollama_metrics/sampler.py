@@ -59,7 +59,9 @@ class Sampler:
         self._collector, self._interval, self._log = collector, interval, log
         self._clock, self._wall, self._after = clock, wall, after
         self._backoff = 0.0
-        self._stop = threading.Event()
+        # Held until `stop`: to wait for it is one call, an Event's wait is a dozen.
+        self._stop = threading.Lock()
+        self._stop.acquire()
         self.first = threading.Event()
         """Set when the first cycle has ended, well or not."""
         self.state: State[Any] = State(
@@ -82,12 +84,13 @@ class Sampler:
         ).start()
 
     def stop(self) -> None:
-        """Ask the thread to end; does not wait for it."""
-        self._stop.set()
+        """Ask the thread to end; does not wait for it. May be called more than once."""
+        if self._stop.locked():
+            self._stop.release()
 
     def _run(self, first_after: float) -> None:
         due = self._clock() + first_after
-        while not self._stop.wait(max(0.0, due - self._clock())):
+        while not self._stop.acquire(timeout=max(0.0, due - self._clock())):
             begun = self._clock()
             wait = self.cycle()
             self._after()
@@ -137,7 +140,8 @@ class Sampler:
     def _failed(self, before: State[Any], begun: float, why: str) -> float:
         now = self._clock()
         self._backoff = backed_off(self._backoff)
-        wait = max(self._interval, self._backoff)
+        # From the failure on, for a call may take long to fail; from the begin where that is later.
+        wait = max(self._interval, now - begun + self._backoff)
         if why != before.health.error or not before.health.consecutive_failures:
             self._log("error", f"{self.name}: {why}")
         health = replace(
@@ -148,7 +152,7 @@ class Sampler:
             failures_total=before.health.failures_total + 1,
             error=why,
         )
-        overdue_at = now + wait + (STUCK_INTERVALS - 1) * self._interval
+        overdue_at = begun + wait + (STUCK_INTERVALS - 1) * self._interval
         self._publish(replace(before, health=health, overdue_at=overdue_at, sample=None))
         return wait
 

@@ -187,7 +187,7 @@ class Server:
     # -- connections ---------------------------------------------------------------------------------------------
 
     def _accept(self, listener: Listener) -> bool:
-        """Take one connection and, where its request is there already, answer it at once; False when there is none."""
+        """Take one connection and answer what has come with it; False when there is none to be had."""
         try:
             sock, _ = listener.socket.accept()
         except BlockingIOError:
@@ -198,6 +198,7 @@ class Server:
                 and not self._evict_oldest()
             ):
                 time.sleep(0.01)  # nothing to give up: better late than spinning
+                return False
             return True  # ECONNABORTED and its like: the client has gone again
         try:
             data = sock.recv(_RECEIVE, _DONTWAIT)
@@ -308,7 +309,8 @@ class Server:
                 if head is None or len(head) > LARGEST_HEAD:
                     if len(data) < LARGEST_HEAD:
                         connection.received = data
-                        self._expect(connection)
+                        if data or connection.fd not in self._idle:  # an empty line is no request
+                            self._expect(connection)
                         return False
                     plan = refuse(431, f"a request's head may not exceed {LARGEST_HEAD} bytes")
                 else:
@@ -335,11 +337,11 @@ class Server:
                 return False
             if self._ended(connection, plan):
                 return connection.discarding < 0
-            if not rest:
+            data = rest.lstrip(b"\r\n") if rest else rest
+            if not data:
                 self._rest(connection)
                 return False
             self._busy.pop(connection.fd, None)  # the next request has a deadline of its own
-            data = rest
 
     def _writable(self, connection: _Connection) -> None:
         assert connection.unsent is not None
@@ -357,8 +359,9 @@ class Server:
         plan, connection.unsent, connection.answering = connection.answering, None, None
         self._epoll.modify(connection.fd, select.EPOLLIN)
         if not self._ended(connection, plan):
-            data, connection.received = connection.received, b""
+            data, connection.received = connection.received.lstrip(b"\r\n"), b""
             if data:
+                self._busy.pop(connection.fd, None)  # as in _feed
                 self._feed(connection, data)
             else:
                 self._rest(connection)

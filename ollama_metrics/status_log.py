@@ -2,24 +2,40 @@
 
 from __future__ import annotations
 
+import time
+
 from .verdict import OK
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Callable, Optional
 
+    from .sampler import Sampler
     from .verdict import Verdict
 
 
 class StatusLog:
-    """Logs each change of the verdict's status, once; `note` is to be called by one thread, now and then."""
+    """Logs each change of the verdict's status, once; `note` is called by one thread, after each sample."""
 
-    def __init__(self, judge: Callable[[], Verdict], log: Callable[[str, str], None]) -> None:
-        self._judge, self._log = judge, log
+    def __init__(
+        self,
+        host: Sampler,
+        gpu: Optional[Sampler],
+        judge: Callable[[], Verdict],
+        log: Callable[[str, str], None],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._host, self._gpu, self._judge, self._log, self._clock = host, gpu, judge, log, clock
+        self._seen: object = None
         self._status: Optional[str] = None
 
     def note(self) -> None:
         """Look at the verdict, and log it when it is another one than before."""
+        gpu = self._gpu.state if self._gpu is not None else None
+        seen = (self._host.state.health.success, gpu)
+        if seen == self._seen and (gpu is None or self._clock() <= gpu.overdue_at):
+            return  # nothing that could change it: on a host without GPUs a third of a sample's cost
+        self._seen = seen
         verdict = self._judge()
         if verdict.status != self._status:
             level = "info" if verdict.status == OK else "warning"

@@ -23,6 +23,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from .metrics import gauge, state
+from .policy import LAST_GOOD, LAST_GOOD_SECONDS
 from .window import stats
 
 TYPE_CHECKING = False
@@ -35,8 +36,6 @@ if TYPE_CHECKING:
     from .window import Stat
 
 OK, DEGRADED, FAILING = "ok", "degraded", "failing"
-PESSIMISTIC, ERROR, LAST_GOOD = ON_FAILURE = ("pessimistic", "error", "last-good")
-LAST_GOOD_SECONDS = 120.0
 # A stand-in for what is not reported is never 0: nothing known is not the same as nothing to do.
 _LEAST_STAND_IN = 0.01
 

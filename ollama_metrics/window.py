@@ -59,9 +59,11 @@ def stats(ring: tuple[Span, ...], seconds: float) -> dict[str, tuple[Stat, ...]]
     # name -> per level [sum of value * seconds, sum of seconds, maximum]
     sums = {name: [[0.0, 0.0, -1.0] for _ in levels] for name, levels in newest.items()}
     for span in reversed(ring):
+        if span.end <= begin:
+            break
         weight = span.end - max(span.start, begin)
         if weight <= 0:
-            break
+            continue  # it stands for no time at all
         for name, levels in span.levels.items():
             cells = sums.get(name)
             if cells is None:

@@ -63,7 +63,7 @@ def agent(place: Place) -> list[str]:
     state = place.folder / "state"
     state.mkdir()
     where = ["--listen", "127.0.0.1:0", "--state-dir", str(state)]
-    return [sys.executable, "-m", "ollama_metrics", "serve", *where]
+    return [sys.executable, "-I", "-m", "ollama_metrics", "serve", *where]
 
 
 AS_SHIPPED = "sendfile on; tcp_nopush on;"  # what Debian's nginx.conf says
@@ -85,7 +85,7 @@ def nginx_tuned(place: Place) -> list[str]:
 
 
 def prometheus_client(place: Place) -> list[str]:
-    return [sys.executable, str(HERE / "prometheus_client_server.py"), "--port", str(place.port)]
+    return [sys.executable, "-I", str(HERE / "prometheus_client_server.py"), "--port", str(place.port)]
 
 
 def prometheus_client_sampling(place: Place) -> list[str]:
@@ -99,7 +99,7 @@ def node_exporter(place: Place) -> list[str]:
 
 
 def threading_server(place: Place) -> list[str]:
-    return [sys.executable, str(HERE / "threading_server.py"), "--port", str(place.port)]
+    return [sys.executable, "-I", str(HERE / "threading_server.py"), "--port", str(place.port)]
 
 
 _NGINX = missing_program("nginx", "nginx-light")
