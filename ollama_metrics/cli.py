@@ -189,6 +189,7 @@ class _Sampling:
             interval=config.interval,
             window=max(config.window, config.interval),
             on_failure=config.on_failure,
+            log=log,
         )
         self._status = StatusLog(self._host, self._gpu, self.endpoints.judge_now, log)
 

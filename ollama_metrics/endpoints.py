@@ -20,7 +20,7 @@ from .exposition_text import CONTENT_TYPES, render_text
 from .negotiation import negotiate
 from .policy import ERROR
 from .snapshot import Snapshot
-from .verdict import FAILING, judge
+from .verdict import FAILING, PESSIMISTIC_BALANCE, judge
 from .window import LONGEST_SECONDS
 
 TYPE_CHECKING = False
@@ -68,12 +68,14 @@ class Endpoints:
         interval: float,
         window: float,
         on_failure: str,
+        log: Callable[[str, str], None] = lambda _level, _sentence: None,
         clock: Callable[[], float] = time.monotonic,
         wall: Callable[[], float] = time.time,
     ) -> None:
         self._host, self._gpu, self._expectation = host, gpu, expectation
         self._interval, self._window, self._on_failure = interval, window, on_failure
-        self._clock, self._wall = clock, wall
+        self._log, self._clock = log, clock
+        self._own_failure = ""
         self._started, self._started_timestamp = clock(), wall()
         self._build = AgentBuild(__version__, ".".join(map(str, sys.version_info[:3])))
         self.counters: Optional[Counters] = None
@@ -115,7 +117,37 @@ class Endpoints:
         return (path,)
 
     def render(self, page: Any) -> Answer:
-        """A page as it is now."""
+        """A page as it is now; never raises.
+
+        An agent that cannot render is broken, and what is broken must look busy: a balancer gets
+        the highest weight then, all others a 500.
+        """
+        try:
+            return self._render(page)
+        except Exception as error:
+            why = f"the agent itself fails: {type(error).__name__}: {error}"
+            if why != self._own_failure:
+                self._own_failure = why
+                self._log("error", why)
+            if page[:2] != ("metrics", "json"):
+                return _json(500, error="the agent itself fails; its log says why", status=500)
+            balance = PESSIMISTIC_BALANCE
+            code = 503 if self._on_failure == ERROR else 200
+            return _json(
+                code,
+                cpu_percent=balance.cpu_percent,
+                ram_percent=balance.ram_percent,
+                gpu_count=balance.gpu_count,
+                gpu_avg_utilization_percent=balance.gpu_avg_utilization_percent,
+                gpu_avg_memory_percent=balance.gpu_avg_memory_percent,
+                gpus=[],
+                timestamp=None,
+                weight=balance.weight,
+                status=FAILING,
+                reasons=["the agent itself fails; its log says why"],
+            )
+
+    def _render(self, page: Any) -> Answer:
         if page[0] == "metrics":
             return self._metrics(page[1], page[2])
         if page[0] == "index":

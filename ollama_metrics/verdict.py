@@ -20,7 +20,7 @@ last numbers that were good for at most two minutes, then the pessimistic ones.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from .metrics import gauge, state
 from .policy import LAST_GOOD, LAST_GOOD_SECONDS
@@ -65,6 +65,10 @@ class Balance:
         return round(self.cpu_percent + self.ram_percent + gpus, 2)
 
 
+# What a host gets of which nothing is known.
+PESSIMISTIC_BALANCE = Balance(100.0, 100.0, 1, 100.0, 100.0)
+
+
 @dataclass(frozen=True)
 class Verdict:
     """What is told of a host.
@@ -82,7 +86,7 @@ class Verdict:
     gpu_devices: int = gauge("GPUs that answer.")
     gpu_devices_expected: int = gauge("GPUs that the host should have, by setting or by memory.")
     reasons: tuple[str, ...] = ()
-    balance: Balance = Balance(100.0, 100.0, 1, 100.0, 100.0)
+    balance: Balance = PESSIMISTIC_BALANCE
     made_up: bool = True
     age_seconds: Optional[float] = None
     timestamp: Optional[float] = None
@@ -128,9 +132,8 @@ def judge(snapshot: Snapshot, window: float, on_failure: str, now: float) -> Ver
         return verdict(
             FAILING, (*broken, f"the numbers are {age:.0f} s old"), balance, made_up=True
         )
-    return verdict(
-        FAILING, broken, Balance(100.0, 100.0, max(1, expected), 100.0, 100.0), made_up=True
-    )
+    worst = replace(PESSIMISTIC_BALANCE, gpu_count=max(1, expected))
+    return verdict(FAILING, broken, worst, made_up=True)
 
 
 def _relied_on(snapshot: Snapshot) -> tuple[State[Any], ...]:

@@ -10,8 +10,12 @@ from typing import Any, Callable
 
 import pytest
 from agent_process import AgentProcess
-from balancer import Poll, PollFailed, pick, poll
+from balancer import Poll, PollFailed, decode, pick, poll
 from standin import NvmlStandIn
+
+from ollama_metrics.endpoints import Endpoints
+from ollama_metrics.expectation import Expectation
+from ollama_metrics.sampler import Sampler
 
 StartAgent = Callable[..., AgentProcess]
 INTERVAL = "0.2"
@@ -288,3 +292,36 @@ def test_changes_of_the_verdict_are_logged_once_with_their_reason(
     nvml.restore()
     agent.wait_for_log("status: ok, weight", skip=1)
     assert len([line for line in agent.log if "status: failing" in line]) == 1
+
+
+def test_an_agent_that_cannot_render_says_500_to_a_balancer() -> None:
+    """A fault of the agent's own in rendering is the highest weight to a balancer, and the loop goes on."""
+    class Nonsense:
+        pause = 0.0
+
+        def collect(self) -> Any:
+            return self
+
+        def levels(self) -> Any:
+            return {"": ("not", "numbers")}
+
+    said: list[str] = []
+    sampler = Sampler("host", Nonsense(), 1.0, lambda _level, sentence: said.append(sentence))
+    sampler.cycle()
+    endpoints = Endpoints(
+        sampler,
+        None,
+        Expectation(0, None, print),
+        interval=1.0,
+        window=15.0,
+        on_failure="pessimistic",
+        log=lambda _level, sentence: said.append(sentence),
+    )
+    endpoints.version()
+    answer = endpoints.render(endpoints.page("GET", "/metrics", None))
+    assert answer.status == 200
+    assert decode(answer.body) == Poll(100, 100, 1, 100, 100)
+    assert endpoints.render(endpoints.page("GET", "/metrics?format=prometheus", None)).status == 500
+    assert endpoints.render(endpoints.page("GET", "/health", None)).status == 500
+    assert len(said) == 1
+    assert "the agent itself fails" in said[0]

@@ -15,8 +15,9 @@ from ollama_metrics.agent import AgentBuild, AgentStats
 from ollama_metrics.exposition_json import render_json
 from ollama_metrics.gpu import GpuReading, GpuSample, LostGpu, MigInstance
 from ollama_metrics.host import HostSample
+from ollama_metrics.policy import LAST_GOOD, ON_FAILURE, PESSIMISTIC
 from ollama_metrics.snapshot import CollectorHealth, Snapshot, State
-from ollama_metrics.verdict import DEGRADED, FAILING, LAST_GOOD, OK, ON_FAILURE, PESSIMISTIC, judge
+from ollama_metrics.verdict import DEGRADED, FAILING, OK, judge
 from ollama_metrics.window import Span
 
 NOW = 1000.0
