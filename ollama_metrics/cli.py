@@ -241,6 +241,8 @@ def _serve(config: Config, environ: Mapping[str, str]) -> int:
     from .listener import listen, open_files_for
     from .server import MOST_CONNECTIONS, Server
 
+    if ended:
+        return EXIT_OK  # the SystemExit came while a destructor ran, and went no further
     sampling.wait()
     listeners = listen(config.listen)
     most = open_files_for(MOST_CONNECTIONS)
@@ -250,7 +252,8 @@ def _serve(config: Config, environ: Mapping[str, str]) -> int:
     for listener in listeners:
         log("info", f"listening on {listener.url} ({listener.bound})")
     try:
-        server.run()
+        if not ended:
+            server.run()
     finally:
         signal.set_wakeup_fd(-1)
         sampling.stop()

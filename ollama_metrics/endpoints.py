@@ -123,7 +123,9 @@ class Endpoints:
         the highest weight then, all others a 500.
         """
         try:
-            return self._render(page)
+            answer = self._render(page)
+            self._own_failure = ""
+            return answer
         except Exception as error:
             why = f"the agent itself fails: {type(error).__name__}: {error}"
             if why != self._own_failure:

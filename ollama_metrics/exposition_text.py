@@ -82,7 +82,7 @@ def _families(lines: list[str], table: Table, rows: Sequence[Any], openmetrics: 
     if texts:
         family = f"{table.prefix}_info"
         name = table.prefix if openmetrics else family
-        lines.append(f"# HELP {name} {_escaped_help(table.title)}")
+        lines.append(f"# HELP {name} {_escaped_help(table.info_help)}")
         lines.append(f"# TYPE {name} {'info' if openmetrics else 'gauge'}")
         for row, own in zip(rows, labels):
             known = {metric.attribute: getattr(row, metric.attribute) for metric in texts}

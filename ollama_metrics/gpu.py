@@ -39,6 +39,7 @@ class GpuSample:
 
     PREFIX = "ollama_gpu"
     LABELS = (("gpu", "index"), ("uuid", "uuid"))
+    INFO = "Which GPU this is."
 
     index: int = detail("Index of the GPU in NVML's order.")
     name: Optional[str] = info("Product name.")
@@ -147,6 +148,7 @@ class GpuReading:
 
     PREFIX = "ollama_gpu_driver"
     LABELS = ()
+    INFO = "Versions of the NVIDIA driver."
 
     gpus: tuple[GpuSample, ...] = ()
     lost: tuple[LostGpu, ...] = ()

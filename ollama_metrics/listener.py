@@ -13,6 +13,7 @@ from .errors import ListenError
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from typing import Any
 
 OLLAMA_PORT = 11434
 BACKLOG = 1024
@@ -25,10 +26,11 @@ class Listener(HTTPServer):
     allow_reuse_address = True
     allow_reuse_port = False
 
-    def __init__(self, family: int, address: Address, v6_only: bool) -> None:
+    def __init__(self, family: int, resolved: Any, v6_only: bool) -> None:
         self.address_family = family
         self._v6_only = v6_only
-        super().__init__((address.host, address.port), BaseHTTPRequestHandler)
+        # getaddrinfo's socket address: of IPv6 it has the scope, too (fe80::1%eth0).
+        super().__init__(resolved, BaseHTTPRequestHandler)
 
     def server_bind(self) -> None:
         """Bind, without the look-up of the host's own name that HTTPServer does (it can take seconds)."""
@@ -61,7 +63,7 @@ class Listener(HTTPServer):
 def listen(addresses: Sequence[Address]) -> list[Listener]:
     """Listen on every address; all or none.
 
-    `::` serves IPv4 too where the system allows, unless 0.0.0.0 has the same port.
+    `::` serves IPv4 too where the system allows, unless an IPv4 address has the same port.
 
     Raises ListenError, whose text names the address.
     """
@@ -69,7 +71,7 @@ def listen(addresses: Sequence[Address]) -> list[Listener]:
     try:
         for address in addresses:
             v6_only = any(
-                other.host == "0.0.0.0" and other.port == address.port for other in addresses
+                ":" not in other.host and other.port == address.port != 0 for other in addresses
             )
             listeners.append(_listen(address, v6_only))
     except BaseException:
@@ -92,7 +94,7 @@ def _listen(address: Address, v6_only: bool) -> Listener:
         ) from None
     family, _, _, _, resolved = found[0]
     try:
-        return Listener(family, Address(str(resolved[0]), address.port), v6_only)
+        return Listener(family, resolved, v6_only)
     except OSError as error:
         raise ListenError(f"cannot listen on {address}: {_reason(error, address.port)}") from None
 

@@ -7,9 +7,9 @@ with HELP and TYPE, and the row of docs/METRICS.md:
     power_draw_watts: Optional[float] = gauge("Board power draw.")
     # attribute power_draw_watts, JSON power_draw_w, family ollama_gpu_power_draw_watts
 
-The class says the rest in two constants: `PREFIX` (what its families start with) and `LABELS`
-(pairs of label name and attribute) for the series of its instances. No I/O here, and no knowledge
-of any one metric.
+The class says the rest in constants: `PREFIX` (what its families start with), `LABELS` (pairs of
+label name and attribute) for the series of its instances, and `INFO` (the help of its `_info`
+family). No I/O here, and no knowledge of any one metric.
 """
 
 from __future__ import annotations
@@ -122,6 +122,7 @@ class Table:
         self.prefix: str = sample.PREFIX  # type: ignore[attr-defined]
         self.labels: tuple[tuple[str, str], ...] = sample.LABELS  # type: ignore[attr-defined]
         self.title = (sample.__doc__ or "").split("\n", 1)[0]
+        self.info_help: str = getattr(sample, "INFO", self.title)
         self.metrics = tuple(
             _named(field) for field in dataclasses.fields(sample) if "metric" in field.metadata
         )

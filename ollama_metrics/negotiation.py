@@ -41,5 +41,5 @@ def _quality(parameters: list[str]) -> float:
                 quality = float(parameter[2:])
             except ValueError:
                 return 0.0
-            return min(1.0, max(0.0, quality)) if quality == quality else 0.0
+            return min(1.0, max(0.0, quality))  # NaN becomes 0
     return 1.0

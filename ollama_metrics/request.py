@@ -101,9 +101,20 @@ def parse(head: bytes) -> Request:
     accept = headers.get_all("Accept")
     return Request(
         method=judge.command,
-        target=judge.path,
+        target=_origin_form(judge.path),
         accept=",".join(accept) if accept else None,
         keep_alive=not judge.close_connection and not body,
         http_1_0=http_1_0,
         body=body,
     )
+
+
+def _origin_form(target: str) -> str:
+    """The path and query of a target, which clients of a proxy send with scheme and host before it.
+
+    Source: RFC 9112, section 3.2.2, which makes every server accept that form.
+    """
+    if target[:7].lower() == "http://":
+        _, slash, path = target[7:].partition("/")
+        return slash + path or "/"
+    return target

@@ -36,7 +36,16 @@ class StatusLog:
         if seen == self._seen and (gpu is None or self._clock() <= gpu.overdue_at):
             return  # nothing that could change it: on a host without GPUs a third of a sample's cost
         self._seen = seen
-        verdict = self._judge()
+        try:
+            verdict = self._judge()
+        except Exception as error:
+            # A fault of the agent's own: whoever asks for the verdict gets 500, and the sampler whose
+            # thread this is goes on.
+            fault = f"the verdict fails: {type(error).__name__}: {error}"
+            if fault != self._status:
+                self._log("error", fault)
+                self._status = fault
+            return
         if verdict.status != self._status:
             level = "info" if verdict.status == OK else "warning"
             why = "; ".join(verdict.reasons)

@@ -229,7 +229,8 @@ def test_the_memory_of_a_mig_parent_may_need_a_permission(nvml: NvmlStandIn) -> 
     assert reading["gpus"][0]["memory_used_bytes"] is None
     assert len(reading["gpus"]) == 1
     assert [sentence for sentence in said if "memory_used_bytes" in sentence] == [
-        "memory_used_bytes of GPU 0 cannot be read: Insufficient Permissions (NVML error 4 from nvmlDeviceGetMemoryInfo)"
+        "memory_used_bytes of GPU 0 cannot be read: "
+        "Insufficient Permissions (NVML error 4 from nvmlDeviceGetMemoryInfo)"
     ]
 
 

@@ -45,8 +45,11 @@ METRICS = [(Table(sample), metric) for sample in SAMPLES for metric in Table(sam
 BASE_UNITS = {"ratio", "bytes", "hertz", "celsius", "watts", "joules", "seconds"}
 # What a name may not measure in, word by word.
 OTHER_UNITS = set(
-    "percent kb mb gb tb kib mib gib kilobytes megabytes gigabytes khz mhz ghz ms us ns millis "
-    "milliseconds microseconds minutes hours days mw kw milliwatts kelvin fahrenheit c w j s".split()
+    re.findall(
+        r"\w+",
+        """percent kb mb gb tb kib mib gib kilobytes megabytes gigabytes khz mhz ghz ms us ns millis
+        milliseconds microseconds minutes hours days mw kw milliwatts kelvin fahrenheit c w j s""",
+    )
 )
 
 every_metric = pytest.mark.parametrize(
@@ -61,14 +64,19 @@ every_metric = pytest.mark.parametrize(
 
 def test_every_table_of_the_package_is_rendered() -> None:
     """Each dataclass that declares a metric is one of the tables that the text exposition renders."""
-    declared = set()
-    for module in pkgutil.iter_modules(ollama_metrics.__path__):
-        if module.name == "__main__":
-            continue
-        for value in vars(importlib.import_module(f"ollama_metrics.{module.name}")).values():
-            if dataclasses.is_dataclass(value) and isinstance(value, type):
-                if any("metric" in field.metadata for field in dataclasses.fields(value)):
-                    declared.add(value)
+    modules = [
+        importlib.import_module(f"ollama_metrics.{module.name}")
+        for module in pkgutil.iter_modules(ollama_metrics.__path__)
+        if module.name != "__main__"
+    ]
+    declared = {
+        value
+        for module in modules
+        for value in vars(module).values()
+        if isinstance(value, type)
+        and dataclasses.is_dataclass(value)
+        and any("metric" in field.metadata for field in dataclasses.fields(value))
+    }
     assert declared == set(SAMPLES)
     assert [(t.prefix, t.metrics) for t in TABLES] == [
         (Table(sample).prefix, Table(sample).metrics) for sample in SAMPLES
@@ -102,9 +110,10 @@ def test_help_is_one_sentence(table: Table, metric: Metric) -> None:
 
 
 @pytest.mark.parametrize("table", TABLES, ids=[table.prefix for table in TABLES])
-def test_the_title_that_an_info_family_shows_is_one_sentence(table: Table) -> None:
-    """A sample class's docstring begins with one sentence that can be its info family's help."""
+def test_titles_and_the_help_of_info_families_are_one_sentence(table: Table) -> None:
+    """A sample class's docstring begins with one sentence, and its info family's help is one."""
     assert re.fullmatch(r"[A-Z][^\"\\\n]*\.", table.title)
+    assert re.fullmatch(r"[A-Z][^.\"\\\n]*\.", table.info_help)
 
 
 @every_metric
@@ -237,9 +246,13 @@ def test_one_line_declares_attribute_key_and_family() -> None:
     """From a line of the dataclass come the attribute, the JSON key and the family."""
     table = Table(Kettle)
     power = table.metrics[0]
-    assert (power.attribute, power.json, power.unit) == ("power_draw_watts", "power_draw_w", "watts")
+    assert (power.attribute, power.json, power.unit) == (
+        "power_draw_watts",
+        "power_draw_w",
+        "watts",
+    )
     assert table.family(power) == "ollama_kettle_power_draw_watts"
-    assert table.title == "One reading of a kettle."
+    assert table.title == table.info_help == "One reading of a kettle."
 
 
 def test_an_attribute_without_a_declaration_is_no_metric() -> None:

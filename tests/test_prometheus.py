@@ -16,7 +16,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, Callable, NamedTuple
@@ -160,7 +160,7 @@ def test_every_release_of_prometheus_gets_openmetrics_that_the_strict_parser_tak
 def test_the_text_format_has_the_same_series_and_values_as_openmetrics(
     agent: AgentProcess, target: str, accept: str
 ) -> None:
-    """Who asks for text 0.0.4 gets it; it says what OpenMetrics says, of the agent's own counters by the names alone."""
+    """Who asks for text 0.0.4 gets it; it has OpenMetrics' series, of the GPUs with the same values."""
     answer = agent.get(target, Accept=accept)
     assert answer.headers["Content-Type"] == TEXT
     text, other = read(answer), read(agent.get("/metrics?format=openmetrics"))
@@ -283,11 +283,17 @@ def test_curl_gets_json(agent: AgentProcess, component: Callable[[str], str]) ->
 
 # -- a real Prometheus ------------------------------------------------------------------------------
 
-# Complaints: about a scrape they are warnings, `level=warn` until 2.54 and `level=WARN` since 3.0.
+# Complaints about a scrape are warnings in its log, `level=warn`, since 3.0 `level=WARN`.
 COMPLAINT = re.compile(
     r"level=(warn|error)|duplicate|out[- ]of[- ]order|\berr(or)?\b", re.IGNORECASE
 )
-FORMATS = ("openmetrics", "prometheus")  # a job each; OpenMetrics is what it asks for by itself
+# A job for each format; OpenMetrics is what it asks for by itself.
+JOBS = ("openmetrics", "prometheus")
+BAD_PAGE = b"# TYPE twice gauge\ntwice 1\ntwice 2\n"
+BINARIES = [
+    "prometheus",
+    *filter(None, os.environ.get("OLLAMA_METRICS_TEST_PROMETHEUS", "").split(":")),
+]
 
 
 class Found(NamedTuple):
@@ -298,61 +304,72 @@ class Found(NamedTuple):
 
 
 class Prometheus:
-    """A Prometheus that scrapes `port` each second, once in each format; `address` is its own."""
+    """A Prometheus that scrapes the agent each second, once in each format, and an exporter of duplicates."""
 
-    def __init__(self, binary: str, folder: Path, port: int) -> None:
-        self.port, self.log_file = _free_port(), folder / "prometheus.log"
-        self._folder, self._binary = folder, binary
-        jobs = [
-            {
-                "job_name": format,
-                "params": {} if format == FORMATS[0] else {"format": [format]},
+    def __init__(self, binary: str, folder: Path, agent_port: int, bad_port: int) -> None:
+        def job(name: str, port: int, **parameters: str) -> dict[str, Any]:
+            return {
+                "job_name": name,
+                "params": {key: [value] for key, value in parameters.items()},
                 "static_configs": [{"targets": [f"127.0.0.1:{port}"]}],
             }
-            for format in FORMATS
-        ]
-        times = {"scrape_interval": "1s", "scrape_timeout": "1s"}
-        (folder / "prometheus.yml").write_text(  # JSON is YAML
-            json.dumps({"global": times, "scrape_configs": jobs})
-        )
 
-    @contextmanager
-    def running(self) -> Iterator[Prometheus]:
-        """Run it; it is ended by its pid."""
-        with self.log_file.open("wb") as log:
-            process = subprocess.Popen(
+        configuration = {
+            "global": {"scrape_interval": "1s", "scrape_timeout": "1s"},
+            "scrape_configs": [
+                job(JOBS[0], agent_port),
+                job(JOBS[1], agent_port, format="prometheus"),
+                job("twice", bad_port),
+            ],
+        }
+        (folder / "prometheus.yml").write_text(json.dumps(configuration))  # JSON is YAML
+        self._log_file, self._port = folder / "prometheus.log", _free_port()
+        with self._log_file.open("wb") as log:
+            self._process = subprocess.Popen(
                 [
-                    self._binary,
-                    f"--config.file={self._folder / 'prometheus.yml'}",
-                    f"--storage.tsdb.path={self._folder / 'tsdb'}",
-                    f"--web.listen-address=127.0.0.1:{self.port}",
+                    binary,
+                    f"--config.file={folder / 'prometheus.yml'}",
+                    f"--storage.tsdb.path={folder / 'tsdb'}",
+                    f"--web.listen-address=127.0.0.1:{self._port}",
                 ],
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                cwd=self._folder,
+                cwd=folder,
             )
+
+    def close(self) -> None:
+        """End it."""
+        self._process.terminate()
         try:
-            yield self
-            assert process.poll() is None, self.log()
-        finally:
-            process.terminate()
-            try:
-                process.wait(10)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
+            self._process.wait(10)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
 
-    def log(self) -> str:
-        """What it has logged."""
-        return self.log_file.read_text("utf-8", "replace")
+    def complaints(self, about: tuple[str, ...] = JOBS) -> list[str]:
+        """The lines of its log that tell of trouble, but not those about jobs not asked about."""
+        others = [f"scrape_pool={job}" for job in (*JOBS, "twice") if job not in about]
+        return [
+            line
+            for line in self._log().splitlines()
+            if COMPLAINT.search(line) and not any(other in line for other in others)
+        ]
 
-    def complaints(self) -> list[str]:
-        """The lines of its log that tell of trouble."""
-        return [line for line in self.log().splitlines() if COMPLAINT.search(line)]
+    def served_twice(self, job: str) -> float:
+        """How many of the samples of a scrape it has not kept as a series of their own; no version tells of all."""
+        (found,) = self.query(
+            f'scrape_samples_scraped{{job="{job}"}}'
+            f' - on (job) count by (job) ({{__name__!~"up|scrape_.+",job="{job}"}})'
+        )
+        return found.value
+
+    def version(self) -> tuple[int, ...]:
+        """Its version, major and minor."""
+        return tuple(map(int, self.api("status/buildinfo")["version"].split(".")[:2]))
 
     def api(self, path: str, **parameters: str) -> Any:
         """The `data` of an answer of its HTTP API."""
-        address = f"http://127.0.0.1:{self.port}/api/v1/{path}?{urlencode(parameters)}"
+        address = f"http://127.0.0.1:{self._port}/api/v1/{path}?{urlencode(parameters)}"
         with urlopen(address, timeout=10) as answer:
             return json.load(answer)["data"]
 
@@ -361,41 +378,53 @@ class Prometheus:
         result = self.api("query", query=expression)["result"]
         return [Found(one["metric"], float(one["value"][1])) for one in result]
 
-    def history(self, selector: str) -> dict[Series, set[float]]:
-        """Every value that each series of a selector has ever had."""
-        result = self.api("query", query=f"{selector}[10m]")["result"]
-        return {
-            _series(one["metric"]): {float(value) for _, value in one["values"]} for one in result
-        }
+    def value(self, job: str, name: str, matcher: str = "") -> float:
+        """The value of the one series of that name."""
+        (found,) = self.query(f'{name}{{job="{job}",{matcher}}}')
+        return found.value
+
+    def history(self, matcher: str) -> dict[Series, set[float]]:
+        """Every value that each series of the agent has ever had."""
+        selector = f'{{job!="twice",{matcher}}}[10m]'
+        history: dict[Series, set[float]] = {}
+        for one in self.api("query", query=selector)["result"]:
+            values = {float(value) for _, value in one["values"]}
+            history.setdefault(_series(one["metric"]), set()).update(values)
+        return history
 
     def gpu_series(self, job: str) -> dict[Series, float]:
         """The series of GPUs and driver that are there now, without the labels of the scrape."""
-        return {
-            _series(labels): value
-            for labels, value in self.query(f'{{__name__=~"ollama_gpu_.+",job="{job}"}}')
-        }
+        found = self.query(f'{{__name__=~"ollama_gpu_.+",job="{job}"}}')
+        return {_series(labels): value for labels, value in found}
 
-    def wait_until(self, what: str, true_now: Callable[[], bool], patience: float = 15.0) -> None:
+    def wait_for_status(self, status: str) -> None:
+        """Wait until both jobs have seen the host in this state, and in no other."""
+        states = "on (job) sum by (job) (ollama_host_status) == 1"
+        expression = f'ollama_host_status{{status="{status}"}} == 1 and {states}'
+        self.wait_until(f"in state {status}", lambda: len(self.query(expression)) == len(JOBS))
+
+    def wait_until(self, what: str, true_now: Callable[[], bool], patience: float = 20.0) -> None:
         """Ask until something is true."""
         deadline = time.monotonic() + patience
         while True:
+            assert self._process.poll() is None, self._log()
             try:
                 if true_now():
                     return
             except (HTTPError, URLError, ConnectionError):
                 pass  # it has only begun to start
-            assert time.monotonic() < deadline, f"never {what}; log:\n{self.log()}"
+            assert time.monotonic() < deadline, f"never {what}; log:\n{self._log()}"
             threading.Event().wait(0.05)
 
-    def wait_for_status(self, status: str) -> None:
-        """Wait until both jobs have seen the host in this state, and no other."""
-        expression = f'ollama_host_status{{status="{status}"}} == 1 and on (job) sum by (job) (ollama_host_status) == 1'
-        self.wait_until(f"in state {status}", lambda: len(self.query(expression)) == len(FORMATS))
+    def _log(self) -> str:
+        return self._log_file.read_text("utf-8", "replace")
 
 
 def _series(labels: dict[str, str]) -> Series:
-    own = Labels((k, v) for k, v in labels.items() if k not in ("__name__", "job", "instance"))
-    return labels["__name__"], own
+    own = {
+        name: value for name, value in labels.items() if name not in ("__name__", "job", "instance")
+    }
+    return labels["__name__"], Labels(own.items())
 
 
 def _free_port() -> int:
@@ -405,151 +434,195 @@ def _free_port() -> int:
         return port
 
 
-BINARIES = [
-    "prometheus",
-    *filter(None, os.environ.get("OLLAMA_METRICS_TEST_PROMETHEUS", "").split(":")),
-]
-
-
-@pytest.fixture(params=BINARIES)
-def prometheus(
-    request: pytest.FixtureRequest, component: Callable[[str], str], tmp_path: Path
-) -> Callable[[int], Prometheus]:
-    """Make a Prometheus (not yet running) for the agent on a port."""
-    binary = component(request.param)
-    return lambda port: Prometheus(binary, tmp_path, port)
-
-
-@pytest.mark.component
-def test_prometheus_scrapes_every_value_and_has_no_complaint(
-    agent: AgentProcess, prometheus: Callable[[int], Prometheus]
-) -> None:
-    """A Prometheus finds the target up in both formats, stores each GPU series as served, and logs nothing about it."""
-    with prometheus(agent.port).running() as server:
-        server.wait_for_status("ok")
-        served = of_gpus(read(agent.get("/metrics?format=prometheus")))
-        for job in FORMATS:
-            assert server.gpu_series(job) == served, job
-        # Some more scrapes, for what goes wrong only from the second on.
-        server.wait_until(
-            "scraped three times",
-            lambda: (
-                [one.value >= 3 for one in server.query("count_over_time(up[10m])")] == [True] * 2
-            ),
-        )
-        assert {value for values in server.history("up").values() for value in values} == {1.0}
-        targets = server.api("targets", state="active")["activeTargets"]
-        assert {(one["health"], one["lastError"]) for one in targets} == {("up", "")}
-        for name, kind, unit in (
-            ("ollama_gpu_power_draw_watts", "gauge", "watts"),
-            ("ollama_gpu_energy_joules", "counter", "joules"),
-            ("ollama_gpu", "info", ""),
-        ):
-            known = [
-                (one["type"], one["unit"])
-                for one in server.api(
-                    "targets/metadata", metric=name, match_target='{job="openmetrics"}'
-                )
-            ]
-            assert known == [(kind, unit)], name
-        assert server.query("sum by (job) (rate(ollama_agent_requests_total[10m])) > 0")
-        assert server.complaints() == []
-
-
-@pytest.mark.component
-def test_a_lost_gpu_is_gone_from_prometheus_and_comes_back(
-    agent: AgentProcess, nvml: NvmlStandIn, prometheus: Callable[[int], Prometheus]
-) -> None:
-    """A GPU that is lost takes its series with it, the host is degraded, the others stay; nothing is made up meanwhile."""
-    with prometheus(agent.port).running() as server:
-        server.wait_for_status("ok")
-        before = server.gpu_series("openmetrics")
-        nvml.lose(0)
-        server.wait_for_status("degraded")
-        left = {s: v for s, v in before.items() if ("gpu", "0") not in s[1]}
-        assert 0 < len(left) < len(before)
-        for job in FORMATS:
-            assert server.gpu_series(job) == left, job
-            assert _one(server, "ollama_host_gpu_devices", job) == 2
-            assert _one(server, "ollama_host_gpu_devices_expected", job) == 3
-        # To the balancer the lost one counts as full, which the others are not.
-        assert agent.metrics()["gpu_avg_utilization_percent"] > 30
-        nvml.restore(0)
-        server.wait_for_status("ok")
-        for job in FORMATS:
-            assert server.gpu_series(job) == before, job
-        _nothing_made_up(server, before)
-        assert server.complaints() == []
-
-
-@pytest.mark.component
-def test_without_nvml_prometheus_has_no_gpu_series_while_json_says_500(
-    agent: AgentProcess, nvml: NvmlStandIn, prometheus: Callable[[int], Prometheus]
-) -> None:
-    """With the driver gone a balancer reads the weight 500, and Prometheus a failing host without any GPU series."""
-    with prometheus(agent.port).running() as server:
-        server.wait_for_status("ok")
-        before = server.gpu_series("openmetrics")
-        nvml.unload_driver()
-        server.wait_for_status("failing")
-        document = agent.metrics()
-        assert (document["weight"], document["gpu_count"]) == (500.0, 3)
-        assert balancer.poll(agent.port).weight == 500
-        for job in FORMATS:
-            assert server.gpu_series(job) == {}, job
-            assert _one(server, "ollama_host_gpu_devices", job) == 0
-            assert _one(server, 'ollama_agent_collector_success{collector="gpu"}', job) == 0
-            assert _one(server, 'ollama_agent_collector_success{collector="host"}', job) == 1
-            # The memory of the host is served as it is, not as the balancer's 100.
-            served = document["instant"]["ram_percent"] / 100
-            assert _one(server, "ollama_host_memory_used_ratio", job) == pytest.approx(
-                served, abs=0.05
-            )
-        nvml.load_driver()
-        server.wait_for_status("ok")
-        assert server.gpu_series("openmetrics") == before
-        _nothing_made_up(server, before)
-        assert server.complaints() == []
-
-
-def _one(server: Prometheus, selector: str, job: str) -> float:
-    selector = selector[:-1] + "," if selector.endswith("}") else selector + "{"
-    (found,) = server.query(f'{selector}job="{job}"}}')
-    return found.value
-
-
-def _nothing_made_up(server: Prometheus, scripted: dict[Series, float]) -> None:
-    """No GPU series ever had a value but the scripted one, and the target was up all the time."""
-    history = server.history('{__name__=~"ollama_gpu_.+"}')
-    assert history == {series: {value} for series, value in scripted.items()}
-    assert {value for values in server.history("up").values() for value in values} == {1.0}
-
-
-@pytest.mark.component
-def test_a_series_that_is_served_twice_is_complained_of(
-    prometheus: Callable[[int], Prometheus],
-) -> None:
-    """The log that the tests above read is where Prometheus tells of duplicates, and `complaints` finds them there."""
-    page = b"# TYPE twice gauge\ntwice 1\ntwice 2\n"
+@contextmanager
+def bad_exporter() -> Iterator[int]:
+    """Serve a page with one series twice; gives the port."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             self.send_response(200)
             self.send_header("Content-Type", TEXT)
-            self.send_header("Content-Length", str(len(page)))
+            self.send_header("Content-Length", str(len(BAD_PAGE)))
             self.end_headers()
-            self.wfile.write(page)
+            self.wfile.write(BAD_PAGE)
 
         def log_message(self, *_: object) -> None:
             pass
 
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as exporter:
-        thread = threading.Thread(target=exporter.serve_forever, kwargs={"poll_interval": 0.02})
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
         thread.start()
         try:
-            with prometheus(exporter.server_port).running() as server:
-                server.wait_until("complaining", lambda: bool(server.complaints()))
-                assert {one.value for one in server.query("up")} == {1.0}
+            yield server.server_port
         finally:
-            exporter.shutdown()
+            server.shutdown()
             thread.join()
+
+
+class Scraped(NamedTuple):
+    """An agent over the three GPUs, and the Prometheus that scrapes it."""
+
+    nvml: NvmlStandIn
+    agent: AgentProcess
+    prometheus: Prometheus
+
+
+@pytest.fixture(scope="module")
+def running() -> Iterator[tuple[ExitStack, dict[str, Scraped]]]:
+    """What is kept running for all tests of this file: a Prometheus looks for its first target only after 5 s."""
+    with ExitStack() as stack:
+        yield stack, {}
+
+
+@pytest.fixture(params=BINARIES)
+def scraped(
+    request: pytest.FixtureRequest,
+    component: Callable[[str], str],
+    tmp_path_factory: pytest.TempPathFactory,
+    running: tuple[ExitStack, dict[str, Scraped]],
+) -> Iterator[Scraped]:
+    """A healthy host that has been scraped already; made whole again after the test."""
+    stack, kept = running
+    component("gcc")
+    binary = component(request.param)
+    if binary not in kept:
+        folder = tmp_path_factory.mktemp("scraped")
+        nvml = NvmlStandIn(folder / "nvml")
+        nvml.update(GPUS)
+        agent = stack.enter_context(
+            AgentProcess(folder / "state", "--interval", "0.3", environment=nvml.environment())
+        )
+        bad_port = stack.enter_context(bad_exporter())
+        server = Prometheus(binary, folder, agent.port, bad_port)
+        stack.callback(server.close)
+        kept[binary] = Scraped(nvml, agent, server)
+    kept[binary].prometheus.wait_for_status("ok")
+    yield kept[binary]
+    kept[binary].nvml.restore()
+    kept[binary].nvml.release()
+    kept[binary].nvml.load_driver()
+
+
+@pytest.mark.component
+def test_prometheus_stores_every_gpu_series_as_served(scraped: Scraped) -> None:
+    """A Prometheus finds the target up in both formats and has each GPU series as it is served, bad name and all."""
+    _, agent, prometheus = scraped
+    served = of_gpus(read(agent.get("/metrics?format=prometheus")))
+    assert ("name", HOSTILE_NAME) in {label for _, labels in served for label in labels}
+    for job in JOBS:
+        assert prometheus.gpu_series(job) == served, job
+        assert prometheus.value(job, "up") == 1
+    targets = prometheus.api("targets", state="active")["activeTargets"]
+    own = [one for one in targets if one["labels"]["job"] in JOBS]
+    assert [(one["health"], one["lastError"]) for one in own] == [("up", "")] * len(JOBS)
+
+
+@pytest.mark.component
+@pytest.mark.parametrize(
+    ("family", "kind", "unit"),
+    [
+        ("ollama_gpu_power_draw_watts", "gauge", "watts"),
+        ("ollama_gpu_energy_joules", "counter", "joules"),
+        ("ollama_gpu", "info", ""),
+        ("ollama_host_cpu_ratio", "gauge", "ratio"),
+    ],
+)
+def test_prometheus_learns_types_and_units(
+    scraped: Scraped, family: str, kind: str, unit: str
+) -> None:
+    """From OpenMetrics a Prometheus takes each family's type and unit."""
+    known = scraped.prometheus.api(
+        "targets/metadata", metric=family, match_target='{job="openmetrics"}'
+    )
+    assert [(one["type"], one["unit"]) for one in known] == [(kind, unit)]
+
+
+@pytest.mark.component
+def test_prometheus_has_no_complaint_after_several_scrapes(scraped: Scraped) -> None:
+    """Over repeated scrapes no sample is refused, none comes twice, and the log has no word about them."""
+    prometheus = scraped.prometheus
+    scrapes = "count_over_time(up{job!='twice'}[10m])"
+    prometheus.wait_until(
+        "scraped four times",
+        lambda: [one.value >= 4 for one in prometheus.query(scrapes)] == [True] * 2,
+    )
+    _never_down(prometheus)
+    assert [prometheus.served_twice(job) for job in JOBS] == [0, 0]
+    assert prometheus.complaints() == []
+
+
+@pytest.mark.component
+def test_a_series_that_is_served_twice_would_be_noticed(scraped: Scraped) -> None:
+    """What the test above relies on: a page with duplicates is up all the same, is counted, and told of since 2.52."""
+    prometheus = scraped.prometheus
+    prometheus.wait_until("scraped", lambda: len(prometheus.query('up{job="twice"} == 1')) == 1)
+    assert prometheus.served_twice("twice") == 1
+    if prometheus.version() >= (2, 52):
+        prometheus.wait_until("complaining", lambda: bool(prometheus.complaints(about=("twice",))))
+
+
+@pytest.mark.component
+def test_a_lost_gpu_is_gone_from_prometheus_and_comes_back(scraped: Scraped) -> None:
+    """A lost GPU takes its series with it and degrades the host; the others stay, and nothing is made up meanwhile."""
+    nvml, agent, prometheus = scraped
+    before = prometheus.gpu_series("openmetrics")
+    nvml.lose(0)
+    prometheus.wait_for_status("degraded")
+    left = {series: value for series, value in before.items() if ("gpu", "0") not in series[1]}
+    assert 0 < len(left) < len(before)
+    for job in JOBS:
+        assert prometheus.gpu_series(job) == left, job
+        assert prometheus.value(job, "ollama_host_gpu_devices") == 2
+        assert prometheus.value(job, "ollama_host_gpu_devices_expected") == 3
+    # A balancer gets a number for it all the same.
+    assert balancer.poll(agent.port).gpu_count == 3
+    nvml.restore(0)
+    prometheus.wait_for_status("ok")
+    for job in JOBS:
+        assert prometheus.gpu_series(job) == before, job
+    _nothing_made_up(prometheus, before)
+
+
+@pytest.mark.component
+@pytest.mark.parametrize("trouble", ["gone", "hanging"])
+def test_without_nvml_prometheus_has_no_gpu_series_while_json_says_500(
+    scraped: Scraped, trouble: str
+) -> None:
+    """With the driver gone or hanging a balancer reads 500, and Prometheus a failing host without any GPU series."""
+    nvml, agent, prometheus = scraped
+    before = prometheus.gpu_series("openmetrics")
+    if trouble == "gone":
+        nvml.unload_driver()
+    else:
+        nvml.hang()
+    prometheus.wait_for_status("failing")
+    document = agent.metrics()
+    assert (document["weight"], document["gpu_count"]) == (500.0, 3)
+    assert balancer.poll(agent.port).weight == 500
+    for job in JOBS:
+        assert prometheus.gpu_series(job) == {}, job
+        assert prometheus.value(job, "ollama_host_gpu_devices") == 0
+        assert prometheus.value(job, "ollama_agent_collector_success", 'collector="gpu"') == 0
+        assert prometheus.value(job, "ollama_agent_collector_success", 'collector="host"') == 1
+        # The host's memory is served as it is, and not as the balancer's 100.
+        measured = document["instant"]["ram_percent"] / 100
+        stored = prometheus.value(job, "ollama_host_memory_used_ratio")
+        assert stored == pytest.approx(measured, abs=0.05)
+    nvml.load_driver()
+    nvml.release()
+    prometheus.wait_for_status("ok")
+    for job in JOBS:
+        assert prometheus.gpu_series(job) == before, job
+    _nothing_made_up(prometheus, before)
+
+
+def _nothing_made_up(prometheus: Prometheus, scripted: dict[Series, float]) -> None:
+    """No GPU series ever had a value but the scripted one, and no scrape failed or was complained of."""
+    history = prometheus.history('__name__=~"ollama_gpu_.+"')
+    assert history == {series: {value} for series, value in scripted.items()}
+    _never_down(prometheus)
+    assert prometheus.complaints() == []
+
+
+def _never_down(prometheus: Prometheus) -> None:
+    assert prometheus.history('__name__="up"') == {("up", Labels()): {1.0}}

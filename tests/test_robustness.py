@@ -296,6 +296,7 @@ def test_changes_of_the_verdict_are_logged_once_with_their_reason(
 
 def test_an_agent_that_cannot_render_says_500_to_a_balancer() -> None:
     """A fault of the agent's own in rendering is the highest weight to a balancer, and the loop goes on."""
+
     class Nonsense:
         pause = 0.0
 

@@ -57,7 +57,7 @@ def integral(script: list[Step], window: int) -> tuple[Optional[Fraction], Optio
 
 
 @given(script=steps, window=st.integers(1, 960), begin=st.integers(0, 10_000))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 def test_mean_and_maximum_are_those_of_the_signal(
     script: list[Step], window: int, begin: int
 ) -> None:
@@ -69,7 +69,7 @@ def test_mean_and_maximum_are_those_of_the_signal(
 
 
 @given(script=steps)
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50, deadline=None)
 def test_the_ring_reaches_back_two_minutes_and_no_further(script: list[Step]) -> None:
     """Nothing that ended 120 s ago or earlier is kept, and nothing later is lost."""
     ring = ring_of(script)

@@ -85,7 +85,13 @@ def nginx_tuned(place: Place) -> list[str]:
 
 
 def prometheus_client(place: Place) -> list[str]:
-    return [sys.executable, "-I", str(HERE / "prometheus_client_server.py"), "--port", str(place.port)]
+    return [
+        sys.executable,
+        "-I",
+        str(HERE / "prometheus_client_server.py"),
+        "--port",
+        str(place.port),
+    ]
 
 
 def prometheus_client_sampling(place: Place) -> list[str]:

@@ -1,0 +1,290 @@
+"""Settings: where they come from, what is accepted, and what a user is told who got one wrong."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any, Optional
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from ollama_metrics.config import (
+    SETTINGS,
+    Address,
+    Config,
+    default_state_dir,
+    load,
+    parse_address,
+)
+from ollama_metrics.errors import ConfigError
+
+EVERY_SETTING = {
+    "listen": ("127.0.0.1:8000", (Address("127.0.0.1", 8000),)),
+    "interval": ("0.5", 0.5),
+    "window": ("30", 30.0),
+    "expected_gpus": ("4", 4),
+    "state_dir": ("/somewhere", "/somewhere"),
+    "on_failure": ("last-good", "last-good"),
+    "log_level": ("debug", "debug"),
+}
+OTHERS = {
+    "listen": "[::1]:9000",
+    "interval": "2",
+    "window": "60",
+    "expected_gpus": "8",
+    "state_dir": "/elsewhere",
+    "on_failure": "error",
+    "log_level": "error",
+}
+every_setting = pytest.mark.parametrize("name", list(EVERY_SETTING))
+
+
+def variable(name: str) -> str:
+    return "OLLAMA_METRICS_" + name.upper()
+
+
+def argument(name: str, text: str) -> Mapping[str, Any]:
+    return {name: [text] if name == "listen" else text}
+
+
+# -- sources -----------------------------------------------------------------------------------------------------------
+
+
+def test_the_defaults() -> None:
+    """Without options and variables: port 11435 on every address, a sample a second, means over 15 s."""
+    assert load({}, {}) == Config(
+        listen=(Address("0.0.0.0", 11435),),
+        interval=1.0,
+        window=15.0,
+        expected_gpus=None,
+        state_dir=None,
+        on_failure="pessimistic",
+        log_level="info",
+    )
+
+
+def test_every_setting_is_tested_here() -> None:
+    """The tables above know every setting, and Config holds just those."""
+    names = [setting.name for setting in SETTINGS]
+    assert names == list(EVERY_SETTING) == list(OTHERS) == list(Config.__dataclass_fields__)
+
+
+@every_setting
+def test_every_option_sets_its_value(name: str) -> None:
+    """An option on the command line is parsed into its value."""
+    text, value = EVERY_SETTING[name]
+    assert getattr(load(argument(name, text), {}), name) == value
+
+
+@every_setting
+def test_every_option_has_a_twin_in_the_environment(name: str) -> None:
+    """`OLLAMA_METRICS_<NAME>` does what the option does."""
+    text, value = EVERY_SETTING[name]
+    assert getattr(load({}, {variable(name): text}), name) == value
+
+
+@every_setting
+def test_the_command_line_wins(name: str) -> None:
+    """Where both are given the variable is not even looked at."""
+    text, value = EVERY_SETTING[name]
+    for other in (OTHERS[name], "\n nonsense"):
+        assert getattr(load(argument(name, text), {variable(name): other}), name) == value
+
+
+@every_setting
+@pytest.mark.parametrize("empty", ["", " ", "\t\n"])
+def test_an_empty_variable_is_not_set(name: str, empty: str) -> None:
+    """`OLLAMA_METRICS_X=` in an environment file leaves the default."""
+    assert load({}, {variable(name): empty}) == Config()
+
+
+@every_setting
+def test_white_space_around_a_variable_does_not_matter(name: str) -> None:
+    """An environment file may leave blanks at the end of a line."""
+    text, value = EVERY_SETTING[name]
+    assert getattr(load({}, {variable(name): f" {text} "}), name) == value
+
+
+@pytest.mark.parametrize(
+    "text", ["1.2.3.4:1,[::1]:2", "1.2.3.4:1 [::1]:2", " 1.2.3.4:1 ,\n[::1]:2,"]
+)
+def test_a_variable_may_hold_several_addresses(text: str) -> None:
+    """The repeatable option's variable holds them apart by commas or blanks."""
+    assert load({}, {"OLLAMA_METRICS_LISTEN": text}).listen == (
+        Address("1.2.3.4", 1),
+        Address("::1", 2),
+    )
+
+
+def test_listen_may_be_repeated() -> None:
+    """Addresses are kept in the order in which they were given; the default is not among them."""
+    listen = load({"listen": ["0.0.0.0:1", "[::]:2"]}, {}).listen
+    assert listen == (Address("0.0.0.0", 1), Address("::", 2))
+
+
+def test_once_takes_no_notice_of_what_only_the_daemon_needs() -> None:
+    """A variable meant for `serve` can be as wrong as it likes when one reading is asked for."""
+    environ = {"OLLAMA_METRICS_LISTEN": "nonsense", "OLLAMA_METRICS_WINDOW": "nonsense"}
+    assert load({"interval": "30"}, environ, serve=False) == Config(interval=30.0)
+
+
+# -- mistakes ----------------------------------------------------------------------------------------------------------
+
+BAD = [
+    *[("listen", text, "ADDR:PORT") for text in ("", "11435", ":80", "1.2.3.4:", "1.2.3.4:65536")],
+    *[("listen", text, "0 to 65535") for text in ("1.2.3.4:-1", "1.2.3.4:http", "1.2.3.4:1e3")],
+    *[("listen", text, "ADDR:PORT") for text in ("::1:80", "[::1]", "[1.2.3.4]:80", "[::1:80")],
+    *[("listen", text, "ADDR:PORT") for text in ("[]:80", "[:::]:80", "[zz::]:80", "[::1]x:80")],
+    *[("listen", text, "ADDR:PORT") for text in ("256.1.1.1:80", "1.2.3:80", "a b:80", "a/b:80")],
+    *[("listen", text, "ADDR:PORT") for text in ("http://1.2.3.4:80", "u@h:80", "a\nb:80")],
+    *[("interval", text, "0.1 to 60") for text in ("x", "", "0", "-1", "0.09", "61", "1s")],
+    *[("interval", text, "0.1 to 60") for text in ("nan", "inf", "-inf", "1,5", "9" * 400)],
+    *[("window", text, "to 120") for text in ("x", "0", "121", "nan", "inf", "-5", "15s")],
+    *[("expected_gpus", text, "auto or a number") for text in ("x", "-1", "1.5", "257", "AUTO")],
+    *[("expected_gpus", text, "0 to 256") for text in ("9999", "\u0661", "+4", "4 ")],
+    *[("state_dir", text, "path of a directory") for text in ("", "a\0b")],
+    *[("on_failure", text, "pessimistic, error, last-good") for text in ("x", "", "Error")],
+    *[("log_level", text, "error, warning, info, debug") for text in ("x", "", "INFO", "trace")],
+]
+
+
+@pytest.mark.parametrize(("name", "text", "accepted"), BAD)
+def test_a_mistake_names_option_value_and_what_would_do(
+    name: str, text: str, accepted: str
+) -> None:
+    """A bad option is told by its name, its value, and what is accepted, in one line."""
+    with pytest.raises(ConfigError) as caught:
+        load(argument(name, text), {})
+    option = "--" + name.replace("_", "-")
+    assert caught.value.source == option
+    sentence = str(caught.value)
+    assert sentence.startswith(f"{option}: {text!r} is not usable; ")
+    assert accepted in sentence.split("; ")[1]
+    assert sentence.isprintable()
+
+
+# An environment file may hold blanks: around a value they do not matter, and they part addresses.
+BAD_VARIABLES = [bad for bad in BAD if bad[1].strip() == bad[1] != "" and len(bad[1].split()) == 1]
+
+
+@pytest.mark.parametrize(("name", "text", "accepted"), BAD_VARIABLES)
+def test_a_mistake_in_the_environment_names_the_variable(
+    name: str, text: str, accepted: str
+) -> None:
+    """A bad variable is told by its own name, not by the option's."""
+    with pytest.raises(ConfigError) as caught:
+        load({}, {variable(name): text})
+    sentence = str(caught.value)
+    assert sentence.startswith(f"{variable(name)}: {text!r} is not usable; ")
+    assert accepted in sentence
+
+
+def test_the_bad_one_of_several_addresses_is_named() -> None:
+    """Of several addresses it is the bad one that is shown."""
+    with pytest.raises(ConfigError, match=re.escape("--listen: 'x' is not usable")):
+        load({"listen": ["1.2.3.4:80", "x"]}, {})
+    with pytest.raises(ConfigError, match=re.escape("OLLAMA_METRICS_LISTEN: 'x' is not usable")):
+        load({}, {"OLLAMA_METRICS_LISTEN": "1.2.3.4:80,x"})
+
+
+@pytest.mark.parametrize("text", [",", " , ,", ",,"])
+def test_a_list_of_no_addresses_is_a_mistake(text: str) -> None:
+    """A variable that holds nothing but commas names no address."""
+    with pytest.raises(ConfigError, match=r"OLLAMA_METRICS_LISTEN: .* give ADDR:PORT"):
+        load({}, {"OLLAMA_METRICS_LISTEN": text})
+
+
+@pytest.mark.parametrize(
+    ("arguments", "environ", "sentence"),
+    [
+        ({"window": "1", "interval": "2"}, {}, "--window: '1' .* at least the interval, 2 seconds"),
+        ({"window": "0.5"}, {}, "--window: '0.5' .* at least the interval, 1 seconds"),
+        ({"interval": "16"}, {}, "--interval: '16' .* at most the window, 15 seconds"),
+        ({}, {"OLLAMA_METRICS_INTERVAL": "16"}, "OLLAMA_METRICS_INTERVAL: '16' .* at most"),
+        (
+            {"interval": "30"},
+            {"OLLAMA_METRICS_WINDOW": "20"},
+            "OLLAMA_METRICS_WINDOW: '20' .* at least the interval, 30 seconds",
+        ),
+    ],
+)
+def test_a_window_shorter_than_the_interval_is_a_mistake(
+    arguments: Mapping[str, str], environ: Mapping[str, str], sentence: str
+) -> None:
+    """Whichever of the two was given is at fault, and the sentence names the other's value."""
+    with pytest.raises(ConfigError, match=sentence):
+        load(arguments, environ)
+
+
+def test_a_window_as_long_as_the_interval_will_do() -> None:
+    """The bounds belong to what is accepted."""
+    assert load({"window": "0.1", "interval": "0.1"}, {}).window == 0.1
+    assert load({"window": "120", "interval": "60"}, {}).window == 120.0
+
+
+# -- addresses ---------------------------------------------------------------------------------------------------------
+
+host_names = st.from_regex(
+    r"[a-z]([a-z0-9-]{0,20}[a-z0-9])?(\.[a-z][a-z0-9]{0,10}){0,3}", fullmatch=True
+)
+
+
+@given(
+    host=st.one_of(st.ip_addresses(v=4).map(str), st.ip_addresses(v=6).map(str), host_names),
+    port=st.integers(0, 65535),
+)
+@settings(max_examples=100, deadline=None)
+@example("::", 0)
+@example("fe80::1%eth0", 11435)
+def test_an_address_survives_being_written_and_read(host: str, port: int) -> None:
+    """Every IPv4 and IPv6 address and every host name reads back as it was written."""
+    address = Address(host, port)
+    assert parse_address(str(address)) == address
+
+
+@given(
+    text=st.text(max_size=30) | st.from_regex(r"[\[\]:0-9a-f.%]{0,20}:[0-9]{1,6}", fullmatch=True)
+)
+@settings(max_examples=200, deadline=None)
+def test_anything_else_is_a_value_error(text: str) -> None:
+    """Whatever a user types is an address that reads back the same, or a ValueError."""
+    try:
+        address = parse_address(text)
+    except ValueError:
+        return
+    assert 0 <= address.port <= 65535
+    assert parse_address(str(address)) == address
+
+
+# -- the state directory -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("environ", "directory"),
+    [
+        ({"STATE_DIRECTORY": "/var/lib/ollama-metrics"}, "/var/lib/ollama-metrics"),
+        ({"STATE_DIRECTORY": "/var/lib/a:/var/lib/b"}, "/var/lib/a"),
+        ({"STATE_DIRECTORY": "/s", "XDG_STATE_HOME": "/x", "HOME": "/h"}, "/s"),
+        ({"STATE_DIRECTORY": "", "XDG_STATE_HOME": "/x"}, "/x/ollama-metrics"),
+        ({"STATE_DIRECTORY": "relative", "HOME": "/h"}, "/h/.local/state/ollama-metrics"),
+        ({"XDG_STATE_HOME": "/x/", "HOME": "/h"}, "/x/ollama-metrics"),
+        ({"XDG_STATE_HOME": "relative", "HOME": "/h"}, "/h/.local/state/ollama-metrics"),
+        ({"HOME": "/"}, "/.local/state/ollama-metrics"),
+        ({"HOME": ""}, None),
+        ({"HOME": "relative"}, None),
+        ({}, None),
+    ],
+)
+def test_where_the_state_goes(environ: Mapping[str, str], directory: Optional[str]) -> None:
+    """systemd's directory, else XDG's, else the home's; relative paths are ignored as XDG wants it."""
+    assert default_state_dir(environ) == directory
+    assert load({}, environ).state_dir == directory
+
+
+def test_a_state_directory_that_is_given_wins() -> None:
+    """--state-dir and its variable come before systemd's."""
+    environ = {"STATE_DIRECTORY": "/s", "HOME": "/h"}
+    assert load({"state_dir": "here"}, environ).state_dir == "here"
+    assert load({}, {**environ, "OLLAMA_METRICS_STATE_DIR": "/v"}).state_dir == "/v"
