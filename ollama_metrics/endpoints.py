@@ -8,6 +8,7 @@ clients ask.
 from __future__ import annotations
 
 import json
+import math
 import sys
 import time
 from urllib.parse import parse_qsl
@@ -188,7 +189,7 @@ class Endpoints:
         """The verdict on the latest snapshot, judged once for each window."""
         verdict = self._verdicts.get(window)
         if verdict is None:
-            if len(self._verdicts) >= 64:
+            if len(self._verdicts) >= 256:
                 self._verdicts.clear()
             verdict = self._verdicts[window] = judge(
                 self._snapshot, window, self._on_failure, self._clock()
@@ -256,20 +257,23 @@ class Endpoints:
                     raise Refused(400, "format: give json, prometheus or openmetrics")
                 format = value
         format = format or negotiate(accept)
-        return ("index", True) if format == "html" else ("metrics", format, window)
+        if format == "html":
+            return ("index", True)
+        # Only JSON has averages: every window is one and the same page of the others.
+        return ("metrics", format, window if format == "json" else self._window)
 
     def _window_of(self, value: str) -> float:
         try:
-            window = float(value) if len(value) <= 16 else float("nan")
+            window = float(value) if len(value) <= 16 and "_" not in value else math.nan
         except ValueError:
-            window = float("nan")
+            window = math.nan
         if not self._interval <= window <= LONGEST_SECONDS:
             raise Refused(
                 400,
                 f"window: give seconds from {self._interval:g} (the sampling interval) to {LONGEST_SECONDS:g}",
             )
-        # Hundredths are enough for a mean, and bound how many different pages can be asked for.
-        return round(window, 2)
+        # Rounded up: every window is a page to be rendered, and there shall be few of them.
+        return float(math.ceil(window)) if window > 1 else math.ceil(window * 10) / 10
 
     def _metrics(self, format: str, window: float) -> Answer:
         body = self.document(format, window)

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 # A container's limits can be changed while it runs; they are looked up again this often.
 _LIMITS_SECONDS = 30.0
+# By so much may the busy time fall on a machine that runs on: steal and guest time are estimates.
+_JITTER_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
@@ -103,9 +105,12 @@ class HostCollector:
     def _collect(self, before: tuple[float, float]) -> HostSample:
         limits = self._limits
         busy, total = self._counters()
-        if total <= before[1]:
+        if total == before[1]:
             raise CollectorError("the CPU counters stood still since the reading before")
         self._before = busy, total
+        if total < before[1] or busy < before[0] - _JITTER_SECONDS:
+            # A container runtime was restarted, or the machine moved: what follows counts anew.
+            raise CollectorError("the CPU counters went back; a new CPU interval has begun")
         memory = psutil.virtual_memory()
         available, size = memory.available, memory.total
         limited = limits.memory_bytes is not None and 0 < limits.memory_bytes < size

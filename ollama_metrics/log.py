@@ -7,6 +7,7 @@ to log is handed a `log(level, sentence)` and knows no more.
 from __future__ import annotations
 
 import os
+import select
 import sys
 
 TYPE_CHECKING = False
@@ -17,6 +18,9 @@ if TYPE_CHECKING:
 # Levels, the most urgent first, with their numbers in syslog(3); journald understands the latter
 # before a line.
 LEVELS = {"error": 3, "warning": 4, "info": 6, "debug": 7}
+
+# A pipe that can be written to takes PIPE_BUF bytes (4096) without blocking: pipe(7).
+_LONGEST = 1000
 
 
 class Log:
@@ -42,13 +46,17 @@ class Log:
         number = LEVELS[level]
         if number > self._most or self._stream is None:
             return
-        line = "".join(character if character.isprintable() else "?" for character in sentence)
+        line = "".join(
+            character if character.isprintable() else "?" for character in sentence[:_LONGEST]
+        )
         prefix = (
             f"<{number}>"
             if self._journal
             else f"ollama-metrics: {'' if number == 6 else level + ': '}"
         )
         try:
+            if not _takes_a_line(self._stream):
+                return  # Ctrl-S, a pager, a stuck log shipper: nobody shall wait for those
             self._stream.write(f"{prefix}{line}\n")
             self._stream.flush()
         except (OSError, ValueError):
@@ -62,3 +70,10 @@ def _name(stream: Optional[TextIO]) -> Optional[str]:
     except (OSError, ValueError):
         return None
     return f"{status.st_dev}:{status.st_ino}" if status is not None else None
+
+
+def _takes_a_line(stream: TextIO) -> bool:
+    try:
+        return bool(select.select([], [stream.fileno()], [], 0)[1])
+    except (OSError, ValueError):
+        return True  # no file behind it; writing will tell

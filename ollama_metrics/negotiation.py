@@ -13,6 +13,9 @@ if TYPE_CHECKING:
 
 FORMATS = ("json", "prometheus", "openmetrics", "html")
 
+# As much of the header as is looked at; a browser's has 150 characters, Prometheus's 250.
+_LONGEST = 1024
+
 _NAMED: dict[str, str] = {
     "application/json": "json",
     "application/openmetrics-text": "openmetrics",
@@ -24,9 +27,11 @@ _NAMED: dict[str, str] = {
 def negotiate(accept: Optional[str]) -> str:
     """One of FORMATS: the named format of the highest quality, the first among equals, else JSON."""
     best, best_quality = "json", 0.0
-    for media_range in (accept or "").split(","):
+    for media_range in (accept or "")[:_LONGEST].split(","):
         media_type, *parameters = (part.strip().lower() for part in media_range.split(";"))
         name = _NAMED.get(media_type)
+        if name == "prometheus" and not any(one.startswith("version=") for one in parameters):
+            continue  # many HTTP libraries name text/plain beside */* and want JSON
         if name is not None:
             quality = _quality(parameters)
             if quality > best_quality:

@@ -12,9 +12,11 @@ from .request import Request, parse
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Hashable
-    from typing import Optional, Protocol
+    from typing import Any, Optional, Protocol, TypeVar
 
     from .answer import Answer
+
+    T = TypeVar("T")
 
     class Application(Protocol):
         """What is served: pages, by keys that stay valid for as long as the program runs."""
@@ -34,7 +36,7 @@ if TYPE_CHECKING:
 
 KEEP, KEEP_1_0, CLOSE = b"", b"Connection: keep-alive\r\n", b"Connection: close\r\n"
 _MOST_HEADS, _LARGEST_REMEMBERED_HEAD = 256, 2048
-_MOST_PAGES = 64
+_MOST_PAGES = 160  # more than there are windows to ask for
 
 
 class Plan:
@@ -68,6 +70,7 @@ class Plans:
     def __init__(self, application: Application) -> None:
         self.known: dict[bytes, Plan] = {}
         self._application = application
+        self._answers: dict[Hashable, Answer] = {}
         self._wires: dict[tuple[Hashable, bytes, bool], bytes] = {}
         self._version: object = None
         self._closing = False
@@ -103,6 +106,7 @@ class Plans:
     def render(self, plan: Plan, version: object) -> bytes:
         """The answer to `plan` for this version, shared by all heads that ask for the same page."""
         if version is not self._version:
+            self._answers.clear()
             self._wires.clear()
             self._version = version
         if plan.refused is not None:
@@ -112,16 +116,22 @@ class Plans:
             wire = answer.wire(plan.connection, plan.head_only)
         else:
             key = (plan.page, plan.connection, plan.head_only)
-            known = self._wires.get(key)
-            if known is None:
-                if len(self._wires) >= _MOST_PAGES:
-                    self._wires.clear()
-                known = self._wires[key] = self._application.render(plan.page).wire(
-                    plan.connection, plan.head_only
-                )
-            wire = known
+            wire = self._wires.get(key) or _kept(
+                self._wires, key, self._answer(plan.page).wire(plan.connection, plan.head_only)
+            )
         plan.version, plan.wire = version, wire
         return wire
+
+    def _answer(self, page: Hashable) -> Answer:
+        return self._answers.get(page) or _kept(self._answers, page, self._application.render(page))
+
+
+def _kept(cache: dict[Any, T], key: Hashable, value: T) -> T:
+    """`value`, put into a cache that is emptied when it is full."""
+    if len(cache) >= _MOST_PAGES:
+        cache.clear()
+    cache[key] = value
+    return value
 
 
 def refuse(status: int, sentence: str, request: Optional[Request] = None) -> Plan:

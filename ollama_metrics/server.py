@@ -91,6 +91,8 @@ class Server:
         # long.
         self._busy: dict[int, float] = {}
         self._idle: dict[int, float] = {}
+        # Connections with a request received that waits for its turn, by fd.
+        self._ready: dict[int, _Connection] = {}
         self._plans = Plans(application)
         self._now = clock()  # as of the last event: deadlines need no better
         self._epoll = select.epoll()
@@ -138,21 +140,28 @@ class Server:
                 self._evict_late(now)
                 return
             timeout = first - now if most < 0 else min(most, first - now)
-        connections = self._connections
+        if self._ready:
+            timeout = 0
+        connections, ready = self._connections, self._ready
         events = self._epoll.poll(timeout, _EVENTS)
         self._now = self._clock()
         for fd, event in events:
             connection = connections.get(fd)
             if connection is not None:
-                if connection.unsent is None:
-                    self._readable(connection)
-                else:
+                if connection.unsent is not None:
                     self._writable(connection)
+                elif fd not in ready:
+                    self._readable(connection)
             elif fd in self._listeners:
                 self._accept(self._listeners[fd])
             elif event & select.EPOLLIN and fd == self._woken.fileno():
                 with contextlib.suppress(BlockingIOError):
                     self._woken.recv(4096)
+        if ready:
+            self._ready = {}
+            for connection in ready.values():
+                if connections.get(connection.fd) is connection and connection.unsent is None:
+                    self._feed(connection, connection.received)
 
     def _say_goodbye(self) -> None:
         """Answer what has arrived, send what is being sent, then leave."""
@@ -165,7 +174,7 @@ class Server:
             listener.server_close()
         self._listeners.clear()
         for connection in list(self._connections.values()):
-            if connection.unsent is None:
+            if connection.unsent is None and connection.fd not in self._ready:
                 self._readable(connection)
         for fd in list(self._idle):
             self._close(self._connections[fd])
@@ -241,6 +250,7 @@ class Server:
         fd = connection.fd
         self._busy.pop(fd, None)
         self._idle.pop(fd, None)
+        self._ready.pop(fd, None)
         if self._connections.pop(fd, None) is not None:
             self.counters.connections = len(self._connections)
 
@@ -296,52 +306,52 @@ class Server:
             self._feed(connection, connection.received + data if connection.received else data)
 
     def _feed(self, connection: _Connection, data: bytes) -> bool:
-        """Answer every complete request in `data`, one after the other; True when the connection has been closed."""
+        """Answer the first request in `data`, if it is complete; True when the connection has been closed.
+
+        One request and no more: what a client has sent in advance waits for its turn, so that
+        nobody gets more of the loop than one answer at a time.
+        """
         plans = self._plans
-        while True:
-            plan = plans.known.get(data)
-            if plan is not None:
-                rest = b""
+        plan = plans.known.get(data)
+        if plan is not None:
+            rest = b""
+        else:
+            # RFC 9112, section 2.2: empty lines before a request line are to be ignored.
+            data = data.lstrip(b"\r\n")
+            head, rest = split_head(data)
+            if head is None or len(head) > LARGEST_HEAD:
+                if len(data) < LARGEST_HEAD:
+                    connection.received = data
+                    if data or connection.fd not in self._idle:  # an empty line is no request
+                        self._expect(connection)
+                    return False
+                plan = refuse(431, f"a request's head may not exceed {LARGEST_HEAD} bytes")
             else:
-                # RFC 9112, section 2.2: empty lines before a request line are to be ignored.
-                data = data.lstrip(b"\r\n")
-                head, rest = split_head(data)
-                if head is None or len(head) > LARGEST_HEAD:
-                    if len(data) < LARGEST_HEAD:
-                        connection.received = data
-                        if data or connection.fd not in self._idle:  # an empty line is no request
-                            self._expect(connection)
-                        return False
-                    plan = refuse(431, f"a request's head may not exceed {LARGEST_HEAD} bytes")
-                else:
-                    plan = plans.known.get(head) or plans.make(head)
-            version = self._application.version()
-            wire = plan.wire if plan.version is version else plans.render(plan, version)
-            self.counters.requests += 1
-            if plan.refused is not None:
-                self.counters.refused += 1
-            connection.received = rest
-            try:
-                sent = connection.socket.send(wire, _DONTWAIT)
-            except BlockingIOError:
-                sent = 0
-            except OSError:
-                self._close(connection)
-                return True
-            if sent < len(wire):
-                connection.unsent = memoryview(wire)[sent:]
-                connection.answering = plan
-                self._expect(connection)
-                if connection.fd in self._connections:
-                    self._epoll.modify(connection.fd, select.EPOLLOUT)
-                return False
-            if self._ended(connection, plan):
-                return connection.discarding < 0
-            data = rest.lstrip(b"\r\n") if rest else rest
-            if not data:
-                self._rest(connection)
-                return False
-            self._busy.pop(connection.fd, None)  # the next request has a deadline of its own
+                plan = plans.known.get(head) or plans.make(head)
+        version = self._application.version()
+        wire = plan.wire if plan.version is version else plans.render(plan, version)
+        self.counters.requests += 1
+        if plan.refused is not None:
+            self.counters.refused += 1
+        connection.received = rest
+        try:
+            sent = connection.socket.send(wire, _DONTWAIT)
+        except BlockingIOError:
+            sent = 0
+        except OSError:
+            self._close(connection)
+            return True
+        if sent < len(wire):
+            connection.unsent = memoryview(wire)[sent:]
+            connection.answering = plan
+            self._expect(connection)
+            if connection.fd in self._connections:
+                self._epoll.modify(connection.fd, select.EPOLLOUT)
+            return False
+        if self._ended(connection, plan):
+            return connection.discarding < 0
+        self._go_on(connection)
+        return False
 
     def _writable(self, connection: _Connection) -> None:
         assert connection.unsent is not None
@@ -359,12 +369,21 @@ class Server:
         plan, connection.unsent, connection.answering = connection.answering, None, None
         self._epoll.modify(connection.fd, select.EPOLLIN)
         if not self._ended(connection, plan):
-            data, connection.received = connection.received.lstrip(b"\r\n"), b""
-            if data:
-                self._busy.pop(connection.fd, None)  # as in _feed
-                self._feed(connection, data)
-            else:
-                self._rest(connection)
+            self._go_on(connection)
+
+    def _go_on(self, connection: _Connection) -> None:
+        """An answer has been taken and the connection stays: for what has been received, or for what may come."""
+        fd = connection.fd
+        self._busy.pop(fd, None)  # the next request has a deadline of its own
+        data = connection.received
+        if data:
+            connection.received = data = data.lstrip(b"\r\n")
+        if data:
+            self._expect(connection)
+            self._ready[fd] = connection
+        else:
+            self._idle.pop(fd, None)
+            self._idle[fd] = self._now + self._idle_seconds
 
     def _ended(self, connection: _Connection, plan: Plan) -> bool:
         """Whether this was the connection's last answer. It is closed then; with the client still sending, later."""
@@ -389,11 +408,3 @@ class Server:
         if fd not in self._busy:
             self._idle.pop(fd, None)
             self._busy[fd] = self._now + self._request_seconds
-
-    def _rest(self, connection: _Connection) -> None:
-        """The connection stays open for another request."""
-        fd = connection.fd
-        connection.received = b""
-        self._busy.pop(fd, None)
-        self._idle.pop(fd, None)
-        self._idle[fd] = self._now + self._idle_seconds

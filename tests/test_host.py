@@ -103,14 +103,26 @@ def test_each_reading_is_about_the_time_since_the_one_before(container: Containe
     assert shares == pytest.approx([1.0, 0.0, 0.5, 0.25])
 
 
-@pytest.mark.parametrize(("used", "share"), [(9.0, 1.0), (-1.0, 0.0)])
+@pytest.mark.parametrize(("used", "share"), [(9.0, 1.0), (-0.01, 0.0)])
 def test_a_share_stays_a_share(container: Container, used: float, share: float) -> None:
-    """A burst above the quota is 1, a counter that went backwards is 0."""
+    """A burst above the quota is 1, a counter that fell by a tick is 0."""
     collector = container.collector()
     container.run(1.0, 5.0)
     collector.collect()
     container.run(1.0, used)
     assert collector.collect().cpu_ratio == share
+
+
+def test_counters_that_start_anew_cost_one_reading(container: Container) -> None:
+    """After a fall of the counters one reading fails, and the next one is about the time since the fall."""
+    collector = container.collector()
+    container.run(1.0, 500.0)
+    collector.collect()
+    container.run(1.0, -499.0)
+    with pytest.raises(CollectorError, match="went back"):
+        collector.collect()
+    container.run(1.0, 0.75)
+    assert collector.collect().cpu_ratio == 0.5
 
 
 def test_no_time_is_no_reading(container: Container) -> None:

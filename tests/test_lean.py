@@ -102,7 +102,7 @@ OLD_PSUTIL = {"shutil", "subprocess", "tokenize"}
     "name",
     [
         *("typing", "logging", "asyncio", "concurrent", "multiprocessing", "pickle", "decimal"),
-        *("argparse", "gettext", "locale", "unittest", "xml", "importlib.metadata", "idna"),
+        *("argparse", "gettext", "unittest", "xml", "importlib.metadata", "idna"),
         *("encodings.idna", "http.cookies", "ctypes.util", "ast", "tokenize", "zipfile"),
         *(name for name in DEFERRED if name != "html"),
     ],
