@@ -8,7 +8,7 @@ from http.server import BaseHTTPRequestHandler
 
 
 class Refused(Exception):
-    """A request that gets an error of 400 to 499; `headers` are added to the answer."""
+    """A request that is answered with an error of the client's; `headers` are added to the answer."""
 
     def __init__(
         self, status: int, sentence: str, headers: tuple[tuple[str, str], ...] = ()

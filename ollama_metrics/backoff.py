@@ -6,6 +6,6 @@ FIRST_SECONDS = 1.0
 LONGEST_SECONDS = 30.0
 
 
-def backed_off(seconds: float) -> float:
-    """The wait that follows one of `seconds` (0: the first): doubled, from 1 s up to 30 s."""
-    return min(LONGEST_SECONDS, max(FIRST_SECONDS, seconds * 2))
+def backed_off(seconds: float, longest: float = LONGEST_SECONDS) -> float:
+    """The wait that follows one of `seconds` (0: the first): doubled, from 1 s up to `longest`."""
+    return min(longest, max(FIRST_SECONDS, seconds * 2))

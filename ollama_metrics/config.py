@@ -11,6 +11,7 @@ import socket
 from dataclasses import dataclass
 
 from .errors import ConfigError
+from .expectation import MOST_GPUS
 from .log import LEVELS
 from .policy import ON_FAILURE
 from .window import LONGEST_SECONDS
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
 
 VARIABLE_PREFIX = "OLLAMA_METRICS_"
 LEAST_INTERVAL, LONGEST_INTERVAL = 0.1, 60.0
-MOST_EXPECTED_GPUS = 256
 
 
 @dataclass(frozen=True)
@@ -122,7 +122,7 @@ def _is_ipv6(host: str) -> bool:
 
 def _seconds(least: float, most: float) -> Callable[[str], float]:
     def parse(text: str) -> float:
-        value = float(text)
+        value = math.nan if "_" in text else float(text)  # 1_0 is Python's, not a person's
         if not (math.isfinite(value) and least <= value <= most):
             raise ValueError(text)
         return value
@@ -142,7 +142,7 @@ def _one_of(words: Sequence[str]) -> Callable[[str], str]:
 def _gpus(text: str) -> Optional[int]:
     if text == "auto":
         return None
-    if not (text.isascii() and text.isdigit()) or len(text) > 3 or int(text) > MOST_EXPECTED_GPUS:
+    if not (text.isascii() and text.isdigit()) or len(text) > 3 or int(text) > MOST_GPUS:
         raise ValueError(text)
     return int(text)
 
@@ -192,7 +192,7 @@ SETTINGS: tuple[Setting, ...] = (
         "auto",
         "GPUs that this host should have; one that is missing looks busy. auto remembers the most ever seen, "
         "across restarts. 0 leaves GPUs alone.",
-        f"give auto or a number from 0 to {MOST_EXPECTED_GPUS}",
+        f"give auto or a number from 0 to {MOST_GPUS}",
         _gpus,
     ),
     Setting(
@@ -251,6 +251,9 @@ def load(arguments: Mapping[str, Any], environ: Mapping[str, str], serve: bool =
                 parsed.append(setting.parse(text))
             except ValueError:
                 raise ConfigError(source, text, setting.accepted) from None
+        for number, value in enumerate(parsed):
+            if value in parsed[:number] and value != Address(value.host, 0):
+                raise ConfigError(source, texts[number], "it is given twice; give it once")
         values[setting.name] = tuple(parsed) if setting.repeatable else parsed[0]
         sources[setting.name] = (source, texts[-1])
     if values.get("state_dir") is None:

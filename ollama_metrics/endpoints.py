@@ -28,9 +28,9 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Callable, Optional
 
+    from .connection import Counters
     from .expectation import Expectation
     from .sampler import Sampler
-    from .server import Counters
     from .snapshot import State
     from .verdict import Verdict
 

@@ -1,4 +1,4 @@
-"""Every error that this package raises on purpose.
+"""Every error that this package raises on purpose, but for `answer.Refused`, the event loop's own.
 
     OllamaMetricsError
     |-- ConfigError          an option or variable is wrong           (exit 2)

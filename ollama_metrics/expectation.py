@@ -7,15 +7,19 @@ says so.
 
 from __future__ import annotations
 
+import contextlib
 import os
-
-from .nvml import MOST_GPUS
+import stat
+import time
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Callable, Optional
 
 FILE_NAME = "gpus-expected"
+# More than any machine holds: nobody expects more, and a driver that names more is not believed.
+MOST_GPUS = 256
+_SAVE_AGAIN_SECONDS = 60.0
 
 
 class Expectation:
@@ -32,10 +36,13 @@ class Expectation:
         directory: Optional[str],
         log: Callable[[str, str], None],
         read_only: bool = False,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._fixed, self._log, self._read_only = fixed, log, read_only
+        self._fixed, self._log, self._read_only, self._clock = fixed, log, read_only, clock
         self._path = os.path.join(directory, FILE_NAME) if directory and fixed is None else None
-        self._complained = False
+        self._unsaved = False
+        self._save_again_at = 0.0
+        self._complaint = ""
         self.count = fixed if fixed is not None else self._remembered()
 
     @property
@@ -46,19 +53,26 @@ class Expectation:
         return f"if a card was taken out, delete {self._path} and restart the agent, or set --expected-gpus"
 
     def saw(self, count: int) -> None:
-        """Note that `count` GPUs are here; more than ever before are remembered."""
-        if self._fixed is not None or count <= self.count:
+        """Note that `count` GPUs are here; more than ever before are remembered.
+
+        What could not be written is tried again once a minute, for as long as this is called.
+        """
+        if self._fixed is not None:
             return
-        self.count = count
-        if self._path is not None and not self._read_only:
-            self._remember(self._path, count)
+        if count > self.count:
+            self.count, self._unsaved, self._save_again_at = count, not self._read_only, 0.0
+        if count and self._unsaved and self._clock() >= self._save_again_at:
+            self._save_again_at = self._clock() + _SAVE_AGAIN_SECONDS
+            self._remember()
 
     def _remembered(self) -> int:
         if self._path is None:
             return 0
         try:
-            with open(self._path, encoding="ascii") as file:
-                count = int(file.read(32))
+            text = _read(self._path)
+            if not text.isdecimal():
+                raise ValueError(f"{text!r} is no number")
+            count = int(text)
             if not 1 <= count <= MOST_GPUS:
                 raise ValueError(f"{count} is no number of GPUs")
             return count
@@ -69,24 +83,44 @@ class Expectation:
             self._log(
                 "warning", f"{self._path} cannot be used ({error}); at least one GPU is expected"
             )
+            self._unsaved = not self._read_only  # to be mended by the first GPU that is seen
             return 1
 
-    def _remember(self, path: str, count: int) -> None:
-        scratch = f"{path}.{os.getpid()}"
+    def _remember(self) -> None:
         try:
-            os.makedirs(os.path.dirname(path), mode=0o755, exist_ok=True)
-            with open(scratch, "w", encoding="ascii") as file:
-                file.write(f"{count}\n")
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(scratch, path)
+            if self._path is None:
+                raise OSError("there is no state directory; set --state-dir")
+            _write(self._path, f"{self.count}\n")
+            self._unsaved = False
         except OSError as error:
-            if not self._complained:
-                self._complained = True
-                self._log(
-                    "warning", f"the number of GPUs cannot be remembered across restarts: {error}"
-                )
-            try:
-                os.unlink(scratch)
-            except OSError:
-                pass  # it was never made
+            complaint = f"the number of GPUs cannot be remembered across restarts: {error}"
+            if complaint != self._complaint:
+                self._complaint = complaint
+                self._log("warning", complaint)
+
+
+def _read(path: str) -> str:
+    """The first bytes of a regular file, whatever else may lie there under its name."""
+    fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            raise ValueError("it is no file")
+        return os.read(fd, 32).decode("ascii", "replace").strip()
+    finally:
+        os.close(fd)
+
+
+def _write(path: str, text: str) -> None:
+    """Put `text` under `path`, whole or not at all. Raises OSError; nothing else is left behind then."""
+    os.makedirs(os.path.dirname(path), mode=0o755, exist_ok=True)
+    scratch = f"{path}.{os.getpid()}"
+    try:
+        with open(scratch, "w", encoding="ascii") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(scratch, path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            os.unlink(scratch)
+        raise

@@ -57,10 +57,12 @@ def to_document(
 ) -> dict[str, Any]:
     """The document as Python values; None becomes null: "not reported", or "not known now"."""
     balance = verdict.balance
-    host: Optional[HostSample] = snapshot.host.sample
-    reading: Optional[GpuReading] = snapshot.gpu.sample if snapshot.gpu is not None else None
+    host: Optional[HostSample] = _shown(snapshot.host, verdict.kept)
+    reading: Optional[GpuReading] = (
+        _shown(snapshot.gpu, verdict.kept) if snapshot.gpu is not None else None
+    )
     gpus = reading.gpus if reading is not None else ()
-    host_stats = stats(snapshot.host.ring, window).get("")
+    host_stats = stats(snapshot.host.ring, window).get("") if host is not None else None
     gpu_stats = stats(snapshot.gpu.ring, window) if snapshot.gpu is not None else {}
     states = [snapshot.host] + ([snapshot.gpu] if snapshot.gpu is not None else [])
     return {
@@ -88,6 +90,11 @@ def to_document(
         if reading is not None and reading.driver_version
         else None,
     }
+
+
+def _shown(state: State[Any], kept: bool) -> Any:
+    """The readings behind the numbers: the last good ones where the policy keeps those."""
+    return state.last_good if kept else state.sample
 
 
 def _gpu(gpu: GpuSample, levels: Optional[tuple[Stat, ...]]) -> dict[str, Any]:

@@ -28,9 +28,12 @@ if TYPE_CHECKING:
 
     from .expectation import Expectation
 
-# Without these two a GPU cannot be weighed: one that fails to answer them (and does not merely lack
+# Without these a GPU cannot be weighed: one that fails to answer them (and does not merely lack
 # them) is broken.
-VITAL = ("utilization_ratio", "memory_used_bytes")
+VITAL = ("utilization_ratio", "memory_used_bytes", "memory_total_bytes")
+# A GPU that does not report one of them is asked again this often; the rest is not asked again.
+VITAL_AGAIN_SECONDS = 60.0
+LONGEST_REOPEN_SECONDS = 300.0
 
 _READERS: tuple[tuple[str, Callable[..., Any]], ...] = tuple(
     (name, field.metadata["metric"].read)
@@ -65,6 +68,8 @@ class GpuCollector:
         self._session: Optional[Session] = None
         self._unreported: dict[str, set[str]] = {}
         self._known: dict[str, str] = {}  # UUID -> label, of every GPU that this process has seen
+        self._answered: set[tuple[str, str]] = set()  # the vital readings of this session
+        self._vital_again_at = 0.0
         self._said: set[str] = set()
 
     def collect(self) -> GpuReading:
@@ -87,8 +92,9 @@ class GpuCollector:
         except CollectorError:
             self.close()
             raise
-        self._look_for(reading.lost)
-        if not reading.gpus and (self._expectation.count or reading.enumerated):
+        self._look_for_lost(len(reading.gpus) < max(1, session.count, self._expectation.count))
+        if not reading.gpus:
+            # Also where no GPU was ever seen: a module that is loaded had a GPU to be loaded for.
             why = (
                 "; ".join(f"{gpu.label}: {gpu.reason}" for gpu in reading.lost[:4])
                 or "the driver names none"
@@ -96,44 +102,59 @@ class GpuCollector:
             raise DriverFailure(f"no GPU answers ({why})")
         return reading
 
-    def _look_for(self, lost: tuple[LostGpu, ...]) -> None:
-        """End the session from time to time as long as GPUs are lost: one that was reset is found by a new one."""
-        if not lost:
-            self._reopen_after = 0.0
-            return
+    def _look_for_lost(self, some: bool) -> None:
+        """End the session from time to time while some GPUs are lost.
+
+        Only a new session finds one that was reset or has come back, for the driver enumerates when
+        it is initialised. That takes seconds where persistence mode is off, hence the longest wait.
+        """
         now = self._clock()
-        if not self._reopen_after:
+        if not some:
+            self._reopen_after = 0.0
+        elif not self._reopen_after:
             self._reopen_after = backed_off(0.0)
             self._reopen_at = now + self._reopen_after
         elif now >= self._reopen_at:
             self.close()
-            self._reopen_after = backed_off(self._reopen_after)
+            self._reopen_after = backed_off(self._reopen_after, LONGEST_REOPEN_SECONDS)
             self._reopen_at = now + self._reopen_after
 
     def close(self) -> None:
         """End the session, if one is open."""
         session, self._session = self._session, None
         self._unreported.clear()
+        self._answered.clear()
         if session is not None:
             session.close()
 
     def _reopen(self) -> Session:
         self._session = session = self._open()
         self.pause = 0.0
+        names: set[str] = set()
         for device in session.devices:
-            if isinstance(device, Device) and len(self._known) < 1024:
-                self._known[device.uuid] = (
-                    f"GPU {device.index} ({device.name or 'no name'}, {device.uuid})"
-                )
-        self._expectation.saw(session.count)
+            if not isinstance(device, Device):
+                continue
+            if device.uuid in names:
+                device.uuid += f"#{device.index}"  # each GPU is told apart by it, whatever it says
+            names.add(device.uuid)
+            if len(self._known) < 1024:
+                label = f"GPU {device.index} ({device.name or 'no name'}, {device.uuid})"
+                self._known[device.uuid] = label
         return session
 
     def _read(self, session: Session) -> GpuReading:
+        self._expectation.saw(session.count)
+        now = self._clock()
+        if now >= self._vital_again_at:
+            self._vital_again_at = now + VITAL_AGAIN_SECONDS
+            for unreported in self._unreported.values():
+                unreported.difference_update(VITAL)
         gpus: list[GpuSample] = []
         lost: list[LostGpu] = []
         for index, device in enumerate(session.devices):
             if isinstance(device, str):
-                lost.append(LostGpu(f"GPU {index}", device))
+                labels = [one for one in self._known.values() if one.startswith(f"GPU {index} (")]
+                lost.append(LostGpu(labels[-1] if labels else f"GPU {index}", device))
                 continue
             try:
                 gpus.append(self._sample(device))
@@ -198,8 +219,15 @@ class GpuCollector:
         if name in unreported:
             return None
         try:
-            return read(device)
-        except NotReported:
+            value = read(device)
+            if name in VITAL:
+                self._answered.add((device.uuid, name))
+            return value
+        except NotReported as error:
+            if (device.uuid, name) in self._answered:
+                # It could say so a moment ago: MIG was switched on, or something is broken. A new
+                # session will tell.
+                raise ReadingFailed(str(error)) from None
             unreported.add(name)
         except ReadingFailed as error:
             if name in VITAL and not isinstance(error, NoPermission):

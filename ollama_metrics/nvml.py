@@ -26,6 +26,7 @@ from .errors import (
     NotReported,
     ReadingFailed,
 )
+from .expectation import MOST_GPUS
 from .nvml_device import Device
 
 TYPE_CHECKING = False
@@ -34,9 +35,6 @@ if TYPE_CHECKING:
     from typing import Any, Optional, Union
 
 LIBRARY = "libnvidia-ml.so.1"
-# More than any machine holds; a driver that names more is not believed.
-MOST_GPUS = 256
-
 # NVML_ERROR_...: what each code means to us. What stands in no set is a ReadingFailed.
 # NOT_SUPPORTED FUNCTION_NOT_FOUND VGPU_ECC_NOT_SUPPORTED ARGUMENT_VERSION_MISMATCH DEPRECATED
 _NOT_REPORTED = {3, 13, 22, 25, 26}
@@ -60,7 +58,10 @@ def load() -> ModuleType:
     try:
         ctypes.CDLL(LIBRARY)
     except OSError as error:
-        if "No such file" in str(error):
+        # Not so when it is there and a library that it needs is missing.
+        if str(error).startswith(
+            (f"{LIBRARY}: cannot open", f"Error loading shared library {LIBRARY}:")
+        ):
             raise NoDriver(f"the NVIDIA driver's library {LIBRARY} is not installed") from None
         raise DriverFailure(f"the NVIDIA driver's library cannot be loaded: {error}") from None
     try:

@@ -5,6 +5,8 @@ Calls are those of NVIDIA's NVML API Reference, by the names that nvidia-ml-py g
 
 from __future__ import annotations
 
+import contextlib
+
 from .errors import NotReported, ReadingFailed
 
 TYPE_CHECKING = False
@@ -42,7 +44,7 @@ THROTTLE_REASONS = (
 
 
 class Device:
-    """One GPU of a session; its methods read it, in base units, raising this module's answers.
+    """One GPU of a session; its methods read it, in base units, raising the answers of errors.py.
 
     `refresh` starts a new cycle: within one, a call that serves several readings is made once.
     """
@@ -54,13 +56,17 @@ class Device:
             set()
         )  # the newer names of calls that this driver has only by their older one
         self.index = index
-        self.uuid: str = self._call("nvmlDeviceGetUUID")
         self.name: Optional[str] = session.maybe("nvmlDeviceGetName", handle)
         bus_id = getattr(session.maybe("nvmlDeviceGetPciInfo", handle), "busId", None)
         self.pci_bus_id: Optional[str] = (
             bus_id.decode("ascii", "replace") if isinstance(bus_id, bytes) else bus_id
         )
-        self.unified_memory = any(part in (self.name or "").upper() for part in _UNIFIED_NAMES)
+        # What has no UUID is told apart by where it sits.
+        self.uuid: str = (
+            session.maybe("nvmlDeviceGetUUID", handle) or self.pci_bus_id or f"index-{index}"
+        )
+        words = (self.name or "").upper().replace("-", " ").split()
+        self.unified_memory = any(part in words for part in _UNIFIED_NAMES)
         if not self.unified_memory:
             # Some parts report the host's RAM as their own. A card of its own memory that is as
             # large to a thousandth does not happen by chance: a host's MemTotal is what firmware
@@ -168,16 +174,22 @@ class Device:
         """nvmlDeviceGetMigMode: whether the GPU is split into instances now."""
         return bool(self._call("nvmlDeviceGetMigMode")[0] == 1)
 
-    def mig_instances(self) -> Sequence[tuple[str, Optional[str], int, int]]:
-        """UUID, name, total and used bytes of each MIG instance, by nvmlDeviceGetMigDeviceHandleByIndex."""
+    def mig_instances(self) -> Sequence[tuple[str, Optional[str], Optional[int], Optional[int]]]:
+        """UUID, name, total and used bytes of each MIG instance, by nvmlDeviceGetMigDeviceHandleByIndex.
+
+        Bytes are None where an instance is there and cannot be read.
+        """
         found = []
         for slot in range(min(int(self._call("nvmlDeviceGetMaxMigDeviceCount")), 64)):
             try:
                 handle = self._call("nvmlDeviceGetMigDeviceHandleByIndex", slot)
-                total, used, _, _ = self._memory_of(handle)
-                uuid = self._session.ask("nvmlDeviceGetUUID", handle)
             except (NotReported, ReadingFailed):
                 continue  # an empty slot answers NOT_FOUND
+            total: Optional[int] = None
+            used: Optional[int] = None
+            with contextlib.suppress(NotReported, ReadingFailed):
+                total, used, _, _ = self._memory_of(handle)
+            uuid = self._session.maybe("nvmlDeviceGetUUID", handle) or f"{self.uuid}/{slot}"
             found.append((uuid, self._session.maybe("nvmlDeviceGetName", handle), total, used))
         return found
 

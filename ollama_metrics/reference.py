@@ -167,7 +167,8 @@ def _introduction() -> list[str]:
         "",
         "`GET /metrics` answers JSON, or Prometheus text 0.0.4 or OpenMetrics 1.0 to clients that",
         "name those in `Accept`; `?format=json|prometheus|openmetrics` overrides the header and",
-        "`?window=SECONDS` (from the sampling interval to 120) the window of that answer.",
+        "`?window=SECONDS` (from the sampling interval to 120, rounded up to whole seconds) the window",
+        "of that answer. Other parameters are passed over.",
         "",
         "What a device does not report is `null` in JSON and an absent series in Prometheus: never",
         "0, NaN or a placeholder.",
@@ -197,12 +198,18 @@ def _json() -> list[str]:
     for table in TABLES:
         if table.prefix in titles and table.metrics[0].attribute != "status":
             lines += ["", f"### `{titles[table.prefix]}`", "", "| key | meaning |", "| --- | --- |"]
-            lines += [f"| `{m.json}` | {m.help} |" for m in table.metrics if m.json is not None]
+            lines += [
+                f"| `{m.json}` | {_IN_JSON.get(m.attribute, m.help)} |"
+                for m in table.metrics
+                if m.json is not None
+            ]
             lines += [f"| `{key}` | {meaning} |" for key, meaning in _BESIDES.get(table.prefix, ())]
     lines += ["", "### Example", "", "```json", example().decode().rstrip(), "```"]
     return lines
 
 
+# What means something else in JSON than in Prometheus.
+_IN_JSON = {"utilization_ratio": "Share of time in which a kernel ran, mean over the window."}
 _BESIDES = {
     "ollama_gpu": (
         ("utilization_instant_percent", "The last reading by itself."),

@@ -104,6 +104,7 @@ class Sampler:
         begun = self._clock()
         try:
             sample = self._collector.collect()
+            levels = sample.levels()
         except CollectorError as error:
             return self._failed(before, begun, str(error))
         except Exception as error:
@@ -132,7 +133,7 @@ class Sampler:
                 last_good=sample,
                 read_at=now,
                 read_timestamp=wall,
-                ring=add(before.ring, Span(start, now, sample.levels())),
+                ring=add(before.ring, Span(start, now, levels)),
             )
         )
         return wait

@@ -18,13 +18,14 @@ import select
 import socket
 import time
 
+from .connection import Connection, Counters
 from .plans import CLOSE, Plans, refuse
 from .request import LARGEST_HEAD, split_head
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from typing import Callable, Optional
+    from typing import Callable
 
     from .listener import Listener
     from .plans import Application, Plan
@@ -38,32 +39,6 @@ _MOST_DISCARDED = 1 << 20
 # Read and waited for at once: larger ones cost more to allocate than they save.
 _RECEIVE, _EVENTS = 4096, 64
 _DONTWAIT = socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL
-
-
-class Counters:
-    """What the loop has done so far; written by its thread, read by any."""
-
-    __slots__ = ("connections", "evicted", "refused", "requests")
-
-    def __init__(self) -> None:
-        self.requests = self.refused = self.evicted = self.connections = 0
-
-
-class _Connection:
-    """A connection that has to be waited for.
-
-    `received` is an incomplete head, `unsent` what the client is yet to take of `answering`;
-    `discarding` counts what it sends although it has had its last answer (-1: it has not).
-    """
-
-    __slots__ = ("answering", "discarding", "fd", "received", "socket", "unsent")
-
-    def __init__(self, sock: socket.socket) -> None:
-        self.socket, self.fd = sock, sock.fileno()
-        self.received = b""
-        self.unsent: Optional[memoryview] = None
-        self.answering: Optional[Plan] = None
-        self.discarding = -1
 
 
 class Server:
@@ -86,13 +61,13 @@ class Server:
             idle_seconds,
         )
         self._listeners = {listener.fileno(): listener for listener in listeners}
-        self._connections: dict[int, _Connection] = {}
+        self._connections: dict[int, Connection] = {}
         # fd -> deadline, each in the order of its deadlines, for those of one kind are all equally
         # long.
         self._busy: dict[int, float] = {}
         self._idle: dict[int, float] = {}
         # Connections with a request received that waits for its turn, by fd.
-        self._ready: dict[int, _Connection] = {}
+        self._ready: dict[int, Connection] = {}
         self._plans = Plans(application)
         self._now = clock()  # as of the last event: deadlines need no better
         self._epoll = select.epoll()
@@ -221,7 +196,7 @@ class Server:
             return True
         if len(self._connections) >= self._most:
             self._evict_oldest()
-        connection = _Connection(sock)
+        connection = Connection(sock)
         if data is None:
             self._expect(connection)
         elif self._feed(connection, data):
@@ -229,7 +204,7 @@ class Server:
         self._watch(connection)
         return True
 
-    def _watch(self, connection: _Connection) -> None:
+    def _watch(self, connection: Connection) -> None:
         """Wait for a new connection by epoll."""
         fd = connection.fd
         events = select.EPOLLIN if connection.unsent is None else select.EPOLLOUT
@@ -242,11 +217,11 @@ class Server:
         self._connections[fd] = connection
         self.counters.connections = len(self._connections)
 
-    def _close(self, connection: _Connection) -> None:
+    def _close(self, connection: Connection) -> None:
         self._forget(connection)
         connection.socket.close()
 
-    def _forget(self, connection: _Connection) -> None:
+    def _forget(self, connection: Connection) -> None:
         fd = connection.fd
         self._busy.pop(fd, None)
         self._idle.pop(fd, None)
@@ -266,7 +241,7 @@ class Server:
                 self.counters.evicted += queue is self._busy
                 self._close(connection)
 
-    def _refuse_late(self, connection: _Connection) -> None:
+    def _refuse_late(self, connection: Connection) -> None:
         answer = self._application.refusal(
             408, f"the request was not complete within {self._request_seconds:g} s"
         )
@@ -288,7 +263,7 @@ class Server:
 
     # -- requests ------------------------------------------------------------------------------------------------
 
-    def _readable(self, connection: _Connection) -> None:
+    def _readable(self, connection: Connection) -> None:
         try:
             data = connection.socket.recv(_RECEIVE, _DONTWAIT)
         except BlockingIOError:
@@ -305,7 +280,7 @@ class Server:
         else:
             self._feed(connection, connection.received + data if connection.received else data)
 
-    def _feed(self, connection: _Connection, data: bytes) -> bool:
+    def _feed(self, connection: Connection, data: bytes) -> bool:
         """Answer the first request in `data`, if it is complete; True when the connection has been closed.
 
         One request and no more: what a client has sent in advance waits for its turn, so that
@@ -353,7 +328,7 @@ class Server:
         self._go_on(connection)
         return False
 
-    def _writable(self, connection: _Connection) -> None:
+    def _writable(self, connection: Connection) -> None:
         assert connection.unsent is not None
         assert connection.answering is not None
         try:
@@ -371,7 +346,7 @@ class Server:
         if not self._ended(connection, plan):
             self._go_on(connection)
 
-    def _go_on(self, connection: _Connection) -> None:
+    def _go_on(self, connection: Connection) -> None:
         """An answer has been taken and the connection stays: for what has been received, or for what may come."""
         fd = connection.fd
         self._busy.pop(fd, None)  # the next request has a deadline of its own
@@ -385,7 +360,7 @@ class Server:
             self._idle.pop(fd, None)
             self._idle[fd] = self._now + self._idle_seconds
 
-    def _ended(self, connection: _Connection, plan: Plan) -> bool:
+    def _ended(self, connection: Connection, plan: Plan) -> bool:
         """Whether this was the connection's last answer. It is closed then; with the client still sending, later."""
         if plan.keep_alive and not self._stopping:
             return False
@@ -402,7 +377,7 @@ class Server:
             pass  # the client has gone; reading will tell
         return True
 
-    def _expect(self, connection: _Connection) -> None:
+    def _expect(self, connection: Connection) -> None:
         """Something has to happen within the request's deadline, which runs from when it first had to."""
         fd = connection.fd
         if fd not in self._busy:

@@ -74,7 +74,7 @@ class Verdict:
     """What is told of a host.
 
     `age_seconds` is the age of the oldest reading behind the numbers, `timestamp` its Unix time
-    (None before any). `made_up` tells that the numbers are a policy's and not the host's.
+    (None before any). `kept` tells that the numbers are the last good ones of a failing host.
     """
 
     PREFIX = "ollama_host"
@@ -87,7 +87,7 @@ class Verdict:
     gpu_devices_expected: int = gauge("GPUs that the host should have, by setting or by memory.")
     reasons: tuple[str, ...] = ()
     balance: Balance = PESSIMISTIC_BALANCE
-    made_up: bool = True
+    kept: bool = False
     age_seconds: Optional[float] = None
     timestamp: Optional[float] = None
 
@@ -114,14 +114,14 @@ def judge(snapshot: Snapshot, window: float, on_failure: str, now: float) -> Ver
             f"{expected - present} of {expected} GPUs lost ({named}); {snapshot.gpus_expected_by}",
         )
 
-    def verdict(status: str, reasons: tuple[str, ...], balance: Balance, made_up: bool) -> Verdict:
-        return Verdict(status, present, expected, reasons, balance, made_up, age, timestamp)
+    def verdict(status: str, reasons: tuple[str, ...], balance: Balance, kept: bool) -> Verdict:
+        return Verdict(status, present, expected, reasons, balance, kept, age, timestamp)
 
     if not broken and host.sample is not None:
         balance, notes = _measured(host, gpu, expected, window)
         if reading is not None and reading.absence and not expected:
             notes = (f"no GPU: {reading.absence}", *notes)
-        return verdict(DEGRADED if lost else OK, lost + notes, balance, made_up=False)
+        return verdict(DEGRADED if lost else OK, lost + notes, balance, kept=False)
     if (
         on_failure == LAST_GOOD
         and _was_good(snapshot)
@@ -129,11 +129,10 @@ def judge(snapshot: Snapshot, window: float, on_failure: str, now: float) -> Ver
         and age <= LAST_GOOD_SECONDS
     ):
         balance, _ = _measured(host, gpu, expected, window)
-        return verdict(
-            FAILING, (*broken, f"the numbers are {age:.0f} s old"), balance, made_up=True
-        )
+        reasons = (*broken, f"the numbers are {age:.0f} s old")
+        return verdict(FAILING, reasons, balance, kept=True)
     worst = replace(PESSIMISTIC_BALANCE, gpu_count=max(1, expected))
-    return verdict(FAILING, broken, worst, made_up=True)
+    return verdict(FAILING, broken, worst, kept=False)
 
 
 def _relied_on(snapshot: Snapshot) -> tuple[State[Any], ...]:
@@ -169,7 +168,8 @@ def _gpu_trouble(snapshot: Snapshot, now: float) -> tuple[str, ...]:
     expected = snapshot.gpus_expected
     should = f"; {expected} expected, {snapshot.gpus_expected_by}" if expected else ""
     if now > gpu.overdue_at:
-        return (f"the GPUs have not been read for {_since(gpu, now)}: a driver call hangs{should}",)
+        # No word of how to expect fewer: a hang is no card that was taken out.
+        return (f"the GPUs have not been read for {_since(gpu, now)}: a driver call hangs",)
     if gpu.sample is None:
         if gpu.health.consecutive_failures == 0:
             # The first cycle is still under way. It is bound to end or to be overdue; until then
@@ -237,11 +237,9 @@ def _stand_ins(
         (levels[0].mean, levels[2].mean) if levels else (gpu.utilization_ratio, gpu.power_ratio)
     )
     memory = gpu.memory_used_ratio
-    instances = [
-        one
-        for one in gpu.mig_instances
-        if one.memory_total_bytes and one.memory_used_bytes is not None
-    ]
+    instances = gpu.mig_instances
+    if any(not one.memory_total_bytes or one.memory_used_bytes is None for one in instances):
+        instances = ()  # the sum of those that can be read would be a guess
     notes = []
     if memory is None and instances:
         memory = sum(one.memory_used_bytes or 0 for one in instances) / sum(

@@ -117,7 +117,7 @@ def test_the_command_is_at_the_top_and_the_grammar_at_the_bottom() -> None:
         ("psutil", ["host"]),
         ("argparse", ["cli"]),
         ("threading", ["sampler"]),
-        ("select", ["server"]),
+        ("select", ["log", "server"]),
     ],
 )
 def test_a_library_has_one_importer(library: str, importers: list[str]) -> None:

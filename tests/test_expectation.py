@@ -20,11 +20,13 @@ class Memory:
         self.log: list[tuple[str, str]] = []
 
     def expectation(self, fixed: Optional[int] = None, read_only: bool = False) -> Expectation:
+        self.now = 0.0
         return Expectation(
             fixed,
             str(self.directory),
             lambda level, sentence: self.log.append((level, sentence)),
             read_only=read_only,
+            clock=lambda: self.now,
         )
 
     def note(self, content: bytes) -> None:
@@ -115,10 +117,13 @@ def test_a_state_directory_that_is_none_holds_no_note(memory: Memory) -> None:
 
 
 def test_a_broken_note_is_mended_by_more_gpus(memory: Memory) -> None:
-    """When more GPUs are seen than a broken note stands for, a good one replaces it."""
+    """As soon as a GPU is seen a good note replaces a broken one."""
     memory.note(b"garbage")
     memory.expectation().saw(2)
     assert memory.file.read_text() == "2\n"
+    memory.note(b"garbage")
+    memory.expectation().saw(1)
+    assert memory.file.read_text() == "1\n"
 
 
 def test_what_cannot_be_written_is_warned_of_once(memory: Memory) -> None:
@@ -132,6 +137,29 @@ def test_what_cannot_be_written_is_warned_of_once(memory: Memory) -> None:
     ((level, sentence),) = memory.log
     assert level == "warning"
     assert "cannot be remembered across restarts" in sentence
+
+
+def test_what_could_not_be_written_is_tried_again_each_minute(memory: Memory) -> None:
+    """A disk that is full or a path in the way costs the note only for as long as it lasts."""
+    memory.directory.parent.mkdir(parents=True)
+    memory.directory.write_text("in the way")
+    expectation = memory.expectation()
+    expectation.saw(2)
+    memory.directory.unlink()
+    memory.now = 59.0
+    expectation.saw(2)
+    assert not memory.file.exists()
+    memory.now = 60.0
+    expectation.saw(2)
+    assert memory.file.read_text() == "2\n"
+
+
+def test_a_pipe_in_the_place_of_the_note_does_not_hang(memory: Memory) -> None:
+    """What is no regular file is not waited for: at least one GPU is expected."""
+    memory.directory.mkdir(parents=True)
+    os.mkfifo(memory.file)
+    assert memory.expectation().count == 1
+    assert "it is no file" in memory.log[0][1]
 
 
 def test_writing_leaves_the_note_and_nothing_else(memory: Memory) -> None:
@@ -186,12 +214,15 @@ def test_read_only_reads_the_note(memory: Memory) -> None:
 
 
 def test_without_a_directory_the_process_remembers(memory: Memory) -> None:
-    """A user without a home has an expectation as long as the process lives."""
-    expectation = Expectation(None, None, lambda *_: None)
+    """A user without a home has an expectation as long as the process lives, and is told so."""
+    expectation = Expectation(None, None, lambda *said: memory.log.append(said))
     assert expectation.count == 0
     expectation.saw(2)
     expectation.saw(1)
     assert expectation.count == 2
+    ((level, sentence),) = memory.log
+    assert level == "warning"
+    assert "there is no state directory; set --state-dir" in sentence
 
 
 def test_an_operator_is_told_how_to_accept_fewer(memory: Memory) -> None:

@@ -151,7 +151,7 @@ def test_what_was_not_measured_is_not_there(format: str) -> None:
 @both_formats
 def test_a_pessimistic_verdict_leaves_what_was_measured(format: str) -> None:
     """A balancer's 100 percent never shows: the series are the readings, whatever the verdict made of them."""
-    made_up = replace(VERDICT_FULL, status="failing", made_up=True)
+    made_up = replace(VERDICT_FULL, status="failing")
     found = series(format, rendered(format, verdict=made_up))
     assert value(found, "ollama_host_cpu_ratio") == 0.123
     assert value(found, "ollama_host_status", status="failing") == 1

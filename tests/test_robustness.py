@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import socket
+import subprocess
+import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -221,6 +227,7 @@ def test_on_failure_last_good_keeps_the_numbers_with_their_age(
     assert first["gpu_avg_utilization_percent"] == 42.0
     assert first["gpu_avg_memory_percent"] == 50.0
     assert first["weight"] < 500
+    assert [gpu["utilization_percent"] for gpu in first["gpus"]] == [42.0]
     later = agent.wait_until(lambda d: d["age_seconds"] > first["age_seconds"] + 0.5)
     assert later["gpu_avg_utilization_percent"] == 42.0
     assert agent.get("/health").status == 503
@@ -326,3 +333,81 @@ def test_an_agent_that_cannot_render_says_500_to_a_balancer() -> None:
     assert endpoints.render(endpoints.page("GET", "/health", None)).status == 500
     assert len(said) == 1
     assert "the agent itself fails" in said[0]
+
+
+def test_a_pipeline_of_distinct_pages_starves_no_poll(
+    start_agent: StartAgent, nvml: NvmlStandIn
+) -> None:
+    """Clients that ask for every window there is, as fast as they can, delay no poll by a second."""
+    nvml.set(count=16)
+    agent = start_agent("--interval", INTERVAL, environment=nvml.environment())
+    agent.wait_until(lambda d: d["agent"]["uptime_seconds"] > 3)
+    flood = b"".join(
+        f"GET /metrics?window={number / 10} HTTP/1.1\r\nHost: x\r\n\r\n".encode()
+        for number in range(2, 1200)
+    )
+    clients = [socket.create_connection(("127.0.0.1", agent.port)) for _ in range(20)]
+    try:
+        for client in clients:
+            client.setblocking(False)
+            with contextlib.suppress(BlockingIOError):
+                client.send(flood)
+        for _ in range(5):
+            poll(agent.port, timeout=1.0)
+    finally:
+        for client in clients:
+            client.close()
+
+
+def test_a_log_that_nobody_reads_stops_nothing(start_agent: StartAgent, nvml: NvmlStandIn) -> None:
+    """With standard error a full pipe, readings go on, and SIGTERM ends the agent."""
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            os.write(writer, b"x" * 4096)
+    os.set_blocking(writer, True)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("OLLAMA_")}
+    process = subprocess.Popen(
+        [
+            *AGENT,
+            "--listen",
+            f"127.0.0.1:{port}",
+            "--interval",
+            INTERVAL,
+            "--state-dir",
+            "/nonexistent/x",
+        ],
+        env={**environment, **nvml.environment()},
+        stderr=writer,
+    )
+    try:
+        assert eventually(lambda: poll(port).gpu_count == 1)
+        nvml.unload_driver()
+        assert eventually(lambda: poll(port).weight == 500)
+        nvml.load_driver()
+        assert eventually(lambda: poll(port).weight < 500)
+        process.terminate()
+        assert process.wait(5) == 0
+    finally:
+        process.kill()
+        process.wait()
+        os.close(reader)
+        os.close(writer)
+
+
+AGENT = [sys.executable, "-m", "ollama_metrics", "serve"]
+
+
+def eventually(true: Callable[[], bool]) -> bool:
+    """Whether `true` comes to hold within ten seconds; an agent that does not answer yet counts as not."""
+    deadline = time.monotonic() + 10
+    while time.monotonic() < deadline:
+        with contextlib.suppress(PollFailed):
+            if true():
+                return True
+        threading.Event().wait(0.02)
+    return False

@@ -138,6 +138,10 @@ CASES = [
      gpus(reading(gpu_sample(0, **MIG, memory_used_ratio=None, mig_instances=(
          MigInstance("0", "MIG-1", None, 100, 90), MigInstance("0", "MIG-2", None, 100, 10))))), 1, OK,
      (20.0, 30.0, 1, 50.0, 50.0), "MIG instances"),
+    ("MIG: an instance cannot be read, so their sum would be a guess", HOST,
+     gpus(reading(gpu_sample(0, **MIG, memory_used_ratio=None, mig_instances=(
+         MigInstance("0", "MIG-1", None, 100, 1), MigInstance("0", "MIG-2", None, None, None))))), 1, OK,
+     (20.0, 30.0, 1, 50.0, 50.0), "utilization stands in for memory"),
     ("unified memory: RAM is counted once", HOST, gpus(reading(gpu_sample(0, **UNIFIED))), 1, OK,
      (20.0, 30.0, 1, 80.0, 80.0), "utilization stands in for memory (it uses the host's RAM)"),
     ("unified memory and idle: never 0", HOST, gpus(reading(gpu_sample(0, utilization_ratio=0.0, **UNIFIED))), 1, OK,

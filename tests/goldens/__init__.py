@@ -157,7 +157,6 @@ VERDICT_FULL = Verdict(
     gpu_devices_expected=3,
     reasons=("1 of 3 GPUs lost (GPU 2: fell off the bus); by memory", "GPU 1: \u00b5"),
     balance=Balance(31.2, 25.0, 3, 57.0, 49.7),
-    made_up=False,
     age_seconds=0.35,
     timestamp=1_800_003_600.0,
 )
