@@ -5,6 +5,7 @@
     |-- ListenError          an address cannot be listened on         (exit 1)
     `-- CollectorError       a source of readings gave none
         |-- NoDriver         no NVIDIA library or driver: what a host without GPUs shows
+        |   `-- NoLibrary    not even the library
         `-- DriverFailure    there is a driver and it fails
 
 What a single call to the driver can answer stays inside the GPU collector:
@@ -44,6 +45,10 @@ class CollectorError(OllamaMetricsError):
 
 class NoDriver(CollectorError):
     """There is no `libnvidia-ml.so.1`, or no NVIDIA kernel module behind it."""
+
+
+class NoLibrary(NoDriver):
+    """There is no `libnvidia-ml.so.1`: nothing will change before somebody installs one."""
 
 
 class DriverFailure(CollectorError):

@@ -33,7 +33,7 @@ class MigInstance:
 class GpuSample:
     """One reading of one GPU.
 
-    Source: NVML; the call behind each attribute is named at the method of `nvml.Device` that reads
+    Source: NVML; the call behind each attribute is named at the method of `nvml_device.Device` that reads
     it.
     """
 

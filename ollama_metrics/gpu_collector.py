@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import time
 
-from .backoff import backed_off
+from .backoff import LONGEST_SECONDS, backed_off
 from .errors import (
     CollectorError,
     DeviceLost,
     DriverFailure,
     NoDriver,
+    NoLibrary,
     NoPermission,
     NotReported,
     ReadingFailed,
@@ -87,7 +88,9 @@ class GpuCollector:
             self.close()
             if self._expectation.count:
                 raise
-            self.pause = backed_off(self.pause)
+            # A module may be loaded at any moment after boot; a library has to be installed.
+            no_library = isinstance(error, NoLibrary)
+            self.pause = LONGEST_SECONDS if no_library else backed_off(self.pause)
             return GpuReading(absence=str(error))
         except CollectorError:
             self.close()

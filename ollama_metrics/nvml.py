@@ -22,6 +22,7 @@ from .errors import (
     DeviceLost,
     DriverFailure,
     NoDriver,
+    NoLibrary,
     NoPermission,
     NotReported,
     ReadingFailed,
@@ -51,7 +52,7 @@ def load() -> ModuleType:
     The library is looked for first: a host without one has no reason to hold the binding in memory
     (2.5 MB).
 
-    Raises NoDriver when there is no library, DriverFailure when it or the binding cannot be used.
+    Raises NoLibrary when there is none, DriverFailure when it or the binding cannot be used.
     """
     import ctypes
 
@@ -62,7 +63,7 @@ def load() -> ModuleType:
         if str(error).startswith(
             (f"{LIBRARY}: cannot open", f"Error loading shared library {LIBRARY}:")
         ):
-            raise NoDriver(f"the NVIDIA driver's library {LIBRARY} is not installed") from None
+            raise NoLibrary(f"the NVIDIA driver's library {LIBRARY} is not installed") from None
         raise DriverFailure(f"the NVIDIA driver's library cannot be loaded: {error}") from None
     try:
         import pynvml

@@ -364,6 +364,12 @@ def test_a_host_without_a_driver_has_nothing_to_fail(nvml: NvmlStandIn) -> None:
     assert pauses == [2, 4, 8, 16, 30, 30, 30]
 
 
+def test_a_host_without_a_library_is_looked_at_every_30_seconds(nvml: NvmlStandIn) -> None:
+    """A library has to be installed by somebody: the pause is the longest from the first cycle on."""
+    nvml.remove_library()
+    assert run(nvml, "collect(); result = collector.pause") == 30
+
+
 def test_a_driver_that_starts_late_is_found(nvml: NvmlStandIn) -> None:
     """NVML that comes up after the agent is read from then on, and the pause between cycles is over."""
     nvml.unload_driver()

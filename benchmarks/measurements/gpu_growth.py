@@ -59,7 +59,10 @@ def agent_with(bench: Bench, count: int) -> Iterator[Server]:
     with tempfile.TemporaryDirectory(prefix="benchmarks-") as place:
         bench.progress(f"an agent with {subject(count)}")
         nvml = stand_in(Path(place))
-        nvml.update({"count": count})
+        if count:
+            nvml.update({"count": count})
+        else:
+            nvml.unload_driver()  # a driver without a GPU is a failure, and looks busy
         environment = dict(nvml.environment())
         environment.pop("NVML_STANDIN_CALLS", None)  # writing down every call is for tests
         with bench.starting("agent", environment=environment) as server:
