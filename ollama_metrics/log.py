@@ -54,11 +54,18 @@ class Log:
             if self._journal
             else f"ollama-metrics: {'' if number == 6 else level + ': '}"
         )
+        text = f"{prefix}{line}\n"
         try:
-            if not _takes_a_line(self._stream):
-                return  # Ctrl-S, a pager, a stuck log shipper: nobody shall wait for those
-            self._stream.write(f"{prefix}{line}\n")
-            self._stream.flush()
+            fd = self._stream.fileno()
+        except (OSError, ValueError):
+            fd = -1  # no file behind it
+        try:
+            if fd < 0:
+                self._stream.write(text)
+            elif select.select([], [fd], [], 0)[1]:
+                # Past the stream's buffer: what fails in there fails again when Python ends. And
+                # not where it would block (Ctrl-S, a pager, a stuck log shipper).
+                os.write(fd, text.encode("utf-8", "replace"))
         except (OSError, ValueError):
             pass  # nobody reads the log any more; serving matters more
 
@@ -70,10 +77,3 @@ def _name(stream: Optional[TextIO]) -> Optional[str]:
     except (OSError, ValueError):
         return None
     return f"{status.st_dev}:{status.st_ino}" if status is not None else None
-
-
-def _takes_a_line(stream: TextIO) -> bool:
-    try:
-        return bool(select.select([], [stream.fileno()], [], 0)[1])
-    except (OSError, ValueError):
-        return True  # no file behind it; writing will tell
