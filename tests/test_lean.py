@@ -25,7 +25,8 @@ listening = threading.Event()
 
 class Log:
     text = ""
-    fileno = sys.__stderr__.fileno
+    def fileno(self):
+        raise OSError("no file is behind it")
 
     def write(self, text):
         self.text += text
