@@ -18,12 +18,11 @@ if TYPE_CHECKING:
     from typing import Any
 
 # Who imports it -> why the agent does not need it.
-# http.client: ssl (HTTPS clients).  shutil: bz2, lzma, fnmatch (archives).  http.server: shutil,
-# mimetypes, html
-# (serving files).  email.utils: random, datetime (message ids, dates).  email._parseaddr: calendar.
-# psutil: subprocess, glob (other systems, sensors).  dataclasses: inspect (signatures of
-# undocumented classes).
-#   urllib.parse: ipaddress (URLs with bracketed hosts).
+#   http.client: ssl (HTTPS clients).  shutil: bz2, lzma, fnmatch (archives).
+#   http.server: shutil, mimetypes, html (serving files).  urllib.parse: ipaddress (bracketed hosts).
+#   email.utils: random, datetime (message ids, dates).  email._parseaddr: calendar.
+#   psutil: subprocess, glob (other systems, sensors).
+#   dataclasses: inspect (signatures of undocumented classes).
 DEFERRED = (
     "ssl",
     "bz2",
@@ -65,11 +64,24 @@ def defer(names: Iterable[str] = DEFERRED) -> None:
             if name == "inspect" and (3, 10) <= sys.version_info < (3, 14):
                 # Python 3.13's dataclasses asks it for each class; that alone need not load it.
                 module.__dict__["get_annotations"] = _annotations
+            elif name == "inspect" and sys.version_info >= (3, 14):
+                # argparse's colours there are dataclasses without docstrings.
+                module.__dict__["signature"] = _signature
 
 
 def _annotations(cls: type) -> dict[str, Any]:
     """What inspect.get_annotations(cls) returns for a class, from Python 3.10 to 3.13."""
     return dict(cls.__dict__.get("__annotations__", {}))  # noqa: RUF063  # this is in its place
+
+
+def _signature(*args: Any, **kwargs: Any) -> Any:
+    """inspect.signature, but to dataclasses: a class without a docstring gets one without a signature then."""
+    if sys._getframe(1).f_globals.get("__name__") == "dataclasses":
+        raise ValueError("not worth a megabyte")
+    module = sys.modules["inspect"]
+    if module.__dict__.get("signature") is _signature:
+        del module.__dict__["signature"]
+    return module.signature(*args, **kwargs)
 
 
 def forget_parser() -> None:
