@@ -138,11 +138,7 @@ class Endpoints:
             code = 503 if self._on_failure == ERROR else 200
             return _json(
                 code,
-                cpu_percent=balance.cpu_percent,
-                ram_percent=balance.ram_percent,
-                gpu_count=balance.gpu_count,
-                gpu_avg_utilization_percent=balance.gpu_avg_utilization_percent,
-                gpu_avg_memory_percent=balance.gpu_avg_memory_percent,
+                **vars(balance),
                 gpus=[],
                 timestamp=None,
                 weight=balance.weight,

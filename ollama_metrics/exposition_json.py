@@ -66,11 +66,7 @@ def to_document(
     gpu_stats = stats(snapshot.gpu.ring, window) if snapshot.gpu is not None else {}
     states = [snapshot.host] + ([snapshot.gpu] if snapshot.gpu is not None else [])
     return {
-        "cpu_percent": balance.cpu_percent,
-        "ram_percent": balance.ram_percent,
-        "gpu_count": balance.gpu_count,
-        "gpu_avg_utilization_percent": balance.gpu_avg_utilization_percent,
-        "gpu_avg_memory_percent": balance.gpu_avg_memory_percent,
+        **vars(balance),
         "gpus": [_gpu(gpu, gpu_stats.get(gpu.uuid)) for gpu in gpus],
         "timestamp": _rounded(verdict.timestamp),
         "weight": balance.weight,

@@ -8,7 +8,8 @@ was measured; Prometheus gets what was measured.
     ----------------------------------------------  ---------  ------------------------------------------------------
     CPU and RAM not read, or for 3 intervals        failing    100, 100, max(1, GPUs expected), 100, 100
     no GPU answers where GPUs are expected          failing    the same
-    the driver is there and fails, or hangs         failing    the same, also where no GPU was ever seen
+    the driver is there and fails, hangs, or names
+    no GPU                                          failing    the same, also where no GPU was ever seen
     some GPUs lost                                  degraded   as measured, each lost GPU counting as 100 and 100
     a reading that a GPU does not report            ok         a stand-in, named in the reasons (`_stand_ins`)
     no GPU expected and no driver                   ok         CPU and RAM alone, gpu_count 0
@@ -42,7 +43,7 @@ _LEAST_STAND_IN = 0.01
 
 @dataclass(frozen=True)
 class Balance:
-    """The five fields that a balancer reads, percent with one decimal and an integer.
+    """The five fields that a balancer reads, by their JSON keys: percent with one decimal and an integer.
 
     Source: the balancer's own decoding, which fails on a float count and on anything that is not a
     number.
