@@ -34,3 +34,8 @@ class Connection:
         self.unsent: Optional[memoryview] = None
         self.answering: Optional[Plan] = None
         self.discarding = -1
+
+    @property
+    def in_a_request(self) -> bool:
+        """Whether something of a request or of its answer is held here, and not by the kernel."""
+        return bool(self.received) or self.unsent is not None or self.discarding >= 0

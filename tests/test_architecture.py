@@ -117,7 +117,7 @@ def test_the_command_is_at_the_top_and_the_grammar_at_the_bottom() -> None:
         ("psutil", ["host"]),
         ("argparse", ["cli"]),
         ("threading", ["sampler"]),
-        ("select", ["log", "server"]),
+        ("select", ["conversations", "log", "server"]),
     ],
 )
 def test_a_library_has_one_importer(library: str, importers: list[str]) -> None:
@@ -125,7 +125,7 @@ def test_a_library_has_one_importer(library: str, importers: list[str]) -> None:
     assert [module for module in MODULES if library in imported(module)] == importers
 
 
-@pytest.mark.parametrize("module", ["server", "plans", "answer", "request", "listener"])
+@pytest.mark.parametrize("module", ["server", "conversations", "plans", "answer", "request", "listener"])
 def test_the_server_knows_no_metric(module: str) -> None:
     """The event loop and what it is made of bring along no collector, whatever the detour."""
     for name in reachable(module) | own(module):
