@@ -1,4 +1,4 @@
-"""The command: arguments, signals and all wiring; the only place that constructs everything."""
+"""The command: its arguments, its exit codes, and which of its commands does what."""
 
 from __future__ import annotations
 
@@ -8,20 +8,11 @@ import sys
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
-    from typing import Any, NoReturn, Optional
+    from typing import NoReturn, Optional
 
     from .config import Config
-    from .log import Log
-    from .sampler import Sampler
-    from .server import Server
-    from .status_log import StatusLog
 
 EXIT_OK, EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 0, 1, 2, 130
-# The first CPU reading is over this time, or the interval where that is shorter: a balancer waits
-# for it.
-FIRST_CPU_SECONDS = 0.5
-# A driver that hangs is waited for this long at most, however long the interval.
-START_SECONDS = 3.0
 
 DESCRIPTION = "Tells a load balancer how busy this Ollama host really is."
 EXAMPLES = """\
@@ -29,6 +20,7 @@ examples:
   ollama-metrics serve
   ollama-metrics serve --listen '[::]:11435' --window 30
   OLLAMA_METRICS_EXPECTED_GPUS=4 ollama-metrics serve
+  ollama-metrics check --config /etc/ollama-metrics/environment
   ollama-metrics once | jq .weight
   curl -s localhost:11435/metrics
 """
@@ -43,6 +35,7 @@ def main(
         from .lean import defer
 
         defer()
+        _stay_with_this_version()
     argv = sys.argv[1:] if arguments is None else list(arguments)
     environment = os.environ if environ is None else environ
     from .errors import ConfigError, ListenError
@@ -50,7 +43,13 @@ def main(
     try:
         command, config, format = _parse(argv, environment)
         if command == "serve":
-            return _serve(config, environment)
+            from .daemon import Daemon
+            from .lean import forget_parser
+
+            forget_parser()
+            return Daemon(config, environment, argv[1:] if arguments is None else None).run()
+        if command == "check":
+            return _check(config, environment)
         return _once(config, environment, format)
     except ConfigError as error:
         print(f"ollama-metrics: {error}", file=sys.stderr)
@@ -62,6 +61,15 @@ def main(
         return EXIT_INTERRUPTED
 
 
+def _stay_with_this_version() -> None:
+    """Have later imports come from where the first ones came from.
+
+    The path may lead over a symbolic link that an upgrade has pointed to another version by then.
+    """
+    for paths in (sys.path, sys.modules[__name__.rpartition(".")[0]].__path__):
+        paths[:] = map(os.path.realpath, paths)
+
+
 # -- arguments ---------------------------------------------------------------------------------------------------------
 
 
@@ -69,7 +77,7 @@ def _parse(argv: Sequence[str], environ: Mapping[str, str]) -> tuple[str, Config
     import argparse
 
     from . import __version__
-    from .config import SETTINGS, load
+    from .config import SETTINGS, config_file, load
 
     class Parser(argparse.ArgumentParser):
         """One line for a mistake, as the other tools of a shell do it."""
@@ -108,7 +116,13 @@ def _parse(argv: Sequence[str], environ: Mapping[str, str]) -> tuple[str, Config
         "sample this host and serve it until SIGTERM",
         "Each option has an environment variable (--log-level has\n"
         "OLLAMA_METRICS_LOG_LEVEL); the command line wins.\n"
+        "SIGHUP reads the configuration anew and keeps all connections.\n"
         "Exit codes: 0 ended by a signal, 1 cannot serve, 2 bad usage.",
+    )
+    check = command(
+        "check",
+        "say whether `serve` would accept its options and settings",
+        "Exit codes: 0 it would, 2 it would not.",
     )
     once = command(
         "once",
@@ -122,7 +136,7 @@ def _parse(argv: Sequence[str], environ: Mapping[str, str]) -> tuple[str, Config
         help="what to print (default: json)",
     )
     for setting in SETTINGS:
-        for sub in (serve,) if setting.serve_only else (serve, once):
+        for sub in (serve, check) if setting.serve_only else (serve, check, once):
             sub.add_argument(
                 setting.option,
                 metavar=setting.metavar,
@@ -130,11 +144,14 @@ def _parse(argv: Sequence[str], environ: Mapping[str, str]) -> tuple[str, Config
                 help=f"{setting.help} (default: {setting.default_text})".replace("%", "%%"),
             )
     namespace = vars(parser.parse_args(argv))
-    return (
-        namespace["command"],
-        load(namespace, environ, serve=namespace["command"] == "serve"),
-        namespace.get("format"),
-    )
+    path = config_file(namespace, environ)
+    file = None
+    if path is not None:
+        from .config_file import read_config_file
+
+        file = read_config_file(path)
+    name = namespace["command"]
+    return name, load(namespace, environ, name != "once", file), namespace.get("format")
 
 
 def _columns(environ: Mapping[str, str]) -> int:
@@ -142,129 +159,31 @@ def _columns(environ: Mapping[str, str]) -> int:
     return max(50, int(text)) if text.isdecimal() and len(text) < 5 else 79
 
 
-# -- wiring ------------------------------------------------------------------------------------------------------------
+def _check(config: Config, environ: Mapping[str, str]) -> int:
+    """What `serve` would do before it is ready, without reading anything of this host.
 
-
-class _Sampling:
-    """The samplers of one agent and what they are asked through.
-
-    The constructor starts the first CPU interval before all else, so that the rest of the program
-    is imported within it, and then the threads. `wait` is to be called before the first answer.
+    To the daemon that asks before it is executed anew (renewal.py) it says, too, whether the
+    addresses can be listened on.
     """
+    from . import daemon, endpoints, sampling, server  # noqa: F401  # a broken installation shows here
+    from .handover import handed_over
 
-    def __init__(self, config: Config, log: Log, read_only: bool) -> None:
-        from .errors import CollectorError
-        from .host import HostCollector
-        from .sampler import STUCK_INTERVALS, Sampler
+    asking = handed_over(environ, os.getppid())
+    if asking is not None:
+        from .listener import PASSED, listen
 
-        self._log = log
-        first_cpu = min(FIRST_CPU_SECONDS, config.interval)
-        self._patience = first_cpu + min(START_SECONDS, STUCK_INTERVALS * config.interval)
-        self._status: Optional[StatusLog] = None
-        host_collector = HostCollector()
-        self._host = Sampler("host", host_collector, config.interval, log, after=self._note)
-        try:
-            host_collector.prime()
-        except CollectorError as error:
-            log("error", f"host: {error}")
-        self._host.start(first_after=first_cpu)
-
-        from .expectation import Expectation
-
-        expectation = Expectation(config.expected_gpus, config.state_dir, log, read_only=read_only)
-        self._gpu: Optional[Sampler] = None
-        if config.expected_gpus != 0:
-            from .gpu_collector import GpuCollector
-
-            self._gpu = Sampler("gpu", GpuCollector(expectation, log), config.interval, log)
-            self._gpu.start()
-
-        from .endpoints import Endpoints
-        from .status_log import StatusLog
-
-        self.endpoints: Endpoints = Endpoints(
-            self._host,
-            self._gpu,
-            expectation,
-            interval=config.interval,
-            window=max(config.window, config.interval),
-            on_failure=config.on_failure,
-            log=log,
-        )
-        self._status = StatusLog(self._host, self._gpu, self.endpoints.judge_now, log)
-
-    def wait(self) -> None:
-        """Wait for the first readings.
-
-        The wait is bounded, for a driver may hang: what has not been read by then is served as
-        failing, which to a balancer is better than a refused connection (to a host that it never
-        reached it gives the weight 0).
-        """
-        if not self._host.first.wait(self._patience):
-            self._log("error", "CPU and RAM cannot be read in time; this host is served as failing")
-        if self._gpu is not None and not self._gpu.first.wait(self._patience):
-            self._log("error", "the GPUs cannot be read in time; this host is served as failing")
-
-    def stop(self) -> None:
-        """Let both threads end."""
-        self._host.stop()
-        if self._gpu is not None:
-            self._gpu.stop()
-
-    def _note(self) -> None:
-        if self._status is not None:
-            self._status.note()
-
-
-def _serve(config: Config, environ: Mapping[str, str]) -> int:
-    from .lean import forget_parser
-
-    forget_parser()
-    import signal
-
-    from .log import Log
-
-    ended: list[int] = []
-    server: Optional[Server] = None
-
-    def end(number: int, _frame: Any) -> None:
-        ended.append(number)
-        if server is None:
-            raise SystemExit(EXIT_OK)  # nobody is served yet; a driver that hangs is not waited for
-        server.stop()
-
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, end)
-    log = Log(config.log_level, environ=environ)
-    sampling = _Sampling(config, log, read_only=False)
-
-    from .listener import listen, open_files_for
-    from .server import MOST_CONNECTIONS, Server
-
-    if ended:
-        return EXIT_OK  # the SystemExit came while a destructor ran, and went no further
-    sampling.wait()
-    listeners = listen(config.listen)
-    most = open_files_for(MOST_CONNECTIONS)
-    server = Server(listeners, sampling.endpoints, most_connections=most)
-    signal.set_wakeup_fd(server.wakeup_fd, warn_on_full_buffer=False)
-    sampling.endpoints.counters = server.counters
-    for listener in listeners:
-        log("info", f"listening on {listener.url} ({listener.bound})")
-    try:
-        if not ended:
-            server.run()
-    finally:
-        signal.set_wakeup_fd(-1)
-        sampling.stop()
-    log("info", f"ended by {signal.Signals(ended[0]).name}" if ended else "ended")
+        inherited = dict(asking.listeners)
+        if PASSED not in inherited:
+            listen(config.listen, inherited)
+    print("ollama-metrics: the configuration is usable")
     return EXIT_OK
 
 
 def _once(config: Config, environ: Mapping[str, str], format: Optional[str]) -> int:
     from .log import Log
+    from .sampling import Sampling
 
-    sampling = _Sampling(
+    sampling = Sampling(
         config,
         Log(config.log_level if config.log_level != "info" else "error", environ=environ),
         True,

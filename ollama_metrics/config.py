@@ -1,6 +1,6 @@
 """Every setting: its option, its environment variable, its default and what is accepted; no I/O.
 
-Defaults < environment < command line. `SETTINGS` is the one list: the parser, `--help`, the
+Defaults < file < environment < command line. `SETTINGS` is the one list: the parser, `--help`, the
 environment and docs/CONFIGURATION.md come from it.
 """
 
@@ -70,6 +70,7 @@ class Setting:
 class Config:
     """All settings, valid by themselves and together."""
 
+    config: Optional[str] = None
     listen: tuple[Address, ...] = (Address("0.0.0.0", 11435),)
     interval: float = 1.0
     window: float = 15.0
@@ -147,13 +148,22 @@ def _gpus(text: str) -> Optional[int]:
     return int(text)
 
 
-def _directory(text: str) -> str:
+def _path(text: str) -> str:
     if not text or "\0" in text:
         raise ValueError(text)
     return text
 
 
 SETTINGS: tuple[Setting, ...] = (
+    Setting(
+        "--config",
+        "FILE",
+        Config.config,
+        "none",
+        "file of settings, a NAME=VALUE in each line, with the names of the environment variables.",
+        "give the path of a file of settings",
+        _path,
+    ),
     Setting(
         "--listen",
         "ADDR:PORT",
@@ -202,7 +212,7 @@ SETTINGS: tuple[Setting, ...] = (
         "systemd's STATE_DIRECTORY, else ~/.local/state/ollama-metrics",
         "where the number of GPUs is remembered.",
         "give the path of a directory",
-        _directory,
+        _path,
     ),
     Setting(
         "--on-failure",
@@ -226,8 +236,25 @@ SETTINGS: tuple[Setting, ...] = (
 )
 
 
-def load(arguments: Mapping[str, Any], environ: Mapping[str, str], serve: bool = True) -> Config:
-    """The configuration out of `arguments` (setting name -> text, list of texts, or None) and the environment.
+# What may stand in a file of settings.
+FILE_VARIABLES: tuple[str, ...] = tuple(
+    setting.variable for setting in SETTINGS if setting.name != "config"
+)
+
+
+def config_file(arguments: Mapping[str, Any], environ: Mapping[str, str]) -> Optional[str]:
+    """The path of the file of settings, if one is given."""
+    path = arguments.get("config") or environ.get(f"{VARIABLE_PREFIX}CONFIG", "").strip()
+    return str(path) if path else None
+
+
+def load(
+    arguments: Mapping[str, Any],
+    environ: Mapping[str, str],
+    serve: bool = True,
+    file: Optional[Mapping[str, str]] = None,
+) -> Config:
+    """The configuration out of `arguments` (setting name -> text, list of texts, or None), environment and `file`.
 
     An empty variable counts as not set. Raises ConfigError, which names the option or the variable.
     """
@@ -236,12 +263,16 @@ def load(arguments: Mapping[str, Any], environ: Mapping[str, str], serve: bool =
     for setting in SETTINGS:
         if setting.serve_only and not serve:
             continue
-        given = arguments.get(setting.name)
+        given: Any = arguments.get(setting.name)
         source = setting.option
-        if given is None and environ.get(setting.variable, "").strip():
-            text, source = environ[setting.variable].strip(), setting.variable
-            # Nothing but commas is no address, which the parser is to say.
-            given = (text.replace(",", " ").split() or [text]) if setting.repeatable else text
+        if given is None:
+            source, text = setting.variable, environ.get(setting.variable, "").strip()
+            if not text and file is not None:
+                text = file.get(setting.variable, "").strip()
+                source += f" in {config_file(arguments, environ)}"
+            if text:
+                # Nothing but commas is no address, which the parser is to say.
+                given = (text.replace(",", " ").split() or [text]) if setting.repeatable else text
         if given is None:
             continue
         texts = given if setting.repeatable else [given]

@@ -7,6 +7,7 @@
         |-- NoDriver         no NVIDIA library or driver: what a host without GPUs shows
         |   `-- NoLibrary    not even the library
         `-- DriverFailure    there is a driver and it fails
+            `-- DriverReplaced   it is not the one that the loaded library belongs to
 
 What a single call to the driver can answer stays inside the GPU collector:
 
@@ -53,6 +54,10 @@ class NoLibrary(NoDriver):
 
 class DriverFailure(CollectorError):
     """The NVIDIA driver is there and does not work: mismatch, permission, unknown error, no GPU left."""
+
+
+class DriverReplaced(DriverFailure):
+    """The kernel module and the library that this process has loaded are of different versions."""
 
 
 class NotReported(Exception):

@@ -13,6 +13,7 @@ from .errors import (
     CollectorError,
     DeviceLost,
     DriverFailure,
+    DriverReplaced,
     NoDriver,
     NoLibrary,
     NoPermission,
@@ -48,7 +49,8 @@ class GpuCollector:
 
     `expectation` learns of every GPU that is seen. `log` gets each new cause of trouble once.
     `pause` is how many seconds the next cycle may wait at least: it grows while there is no driver
-    to be asked.
+    to be asked. `driver_replaced` is whether the last cycle failed because the driver and the
+    library that this process has loaded are of different versions: only a new process mends that.
     """
 
     def __init__(
@@ -65,6 +67,7 @@ class GpuCollector:
             clock,
         )
         self.pause = 0.0
+        self.driver_replaced = False
         self._reopen_at = self._reopen_after = 0.0
         self._session: Optional[Session] = None
         self._unreported: dict[str, set[str]] = {}
@@ -78,6 +81,7 @@ class GpuCollector:
 
         Raises NoDriver or DriverFailure when no GPU answers on a host that should have one.
         """
+        self.driver_replaced = False
         try:
             session = self._session if self._session is not None else self._reopen()
             if session.ask_count() != session.count:
@@ -92,7 +96,8 @@ class GpuCollector:
             no_library = isinstance(error, NoLibrary)
             self.pause = LONGEST_SECONDS if no_library else backed_off(self.pause)
             return GpuReading(absence=str(error))
-        except CollectorError:
+        except CollectorError as error:
+            self.driver_replaced = isinstance(error, DriverReplaced)
             self.close()
             raise
         self._look_for_lost(len(reading.gpus) < max(1, session.count, self._expectation.count))

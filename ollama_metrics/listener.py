@@ -6,52 +6,51 @@ import errno
 import os
 import socket
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from socketserver import BaseServer
 
 from .config import Address
 from .errors import ListenError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-    from typing import Any
+    from collections.abc import Mapping, Sequence
+    from typing import Any, Optional
 
 OLLAMA_PORT = 11434
 BACKLOG = 1024
+# The name of a socket that systemd bound.
+PASSED = "passed"
 
 
 class Listener(HTTPServer):
-    """A bound and listening socket; how it is served is the event loop's business."""
+    """A bound and listening socket; how it is served is the event loop's business.
 
-    request_queue_size = BACKLOG
-    allow_reuse_address = True
-    allow_reuse_port = False
+    `name` tells a later process of this service which one it is: the address as it was configured,
+    or PASSED for one that systemd bound.
+    """
 
-    def __init__(self, family: int, resolved: Any, v6_only: bool) -> None:
-        self.address_family = family
-        self._v6_only = v6_only
-        # getaddrinfo's socket address: of IPv6 it has the scope, too (fe80::1%eth0).
-        super().__init__(resolved, BaseHTTPRequestHandler)
-
-    def server_bind(self) -> None:
-        """Bind, without the look-up of the host's own name that HTTPServer does (it can take seconds)."""
-        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    def __init__(self, listening: socket.socket, name: str) -> None:
+        # No address is given to HTTPServer: it would make and bind a socket of its own.
+        BaseServer.__init__(self, listening.getsockname(), BaseHTTPRequestHandler)
+        self.socket, self.name = listening, name
         # Accepted sockets inherit it: an answer is one send, and a pipelined one must not wait for
         # an ACK.
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        if self.address_family == socket.AF_INET6:
-            self.socket.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, int(self._v6_only))
-        self.socket.bind(self.server_address)
-        self.server_address = self.socket.getsockname()
+        self.socket.setblocking(False)
         self.server_name, self.server_port = (
             str(self.server_address[0]),
             int(self.server_address[1]),
         )
-        self.socket.setblocking(False)
 
     @property
     def bound(self) -> Address:
         """The address with the port that it really has."""
         return Address(self.server_name, self.server_port)
+
+    @property
+    def description(self) -> str:
+        """The address that it really has, and whose socket it is if not this program's."""
+        return f"{self.bound}, passed by systemd" if self.name == PASSED else str(self.bound)
 
     @property
     def url(self) -> str:
@@ -60,25 +59,54 @@ class Listener(HTTPServer):
         return f"http://{Address(host, self.server_port)}"
 
 
-def listen(addresses: Sequence[Address]) -> list[Listener]:
+def listen(
+    addresses: Sequence[Address], inherited: Optional[Mapping[str, int]] = None
+) -> list[Listener]:
     """Listen on every address; all or none.
 
     `::` serves IPv4 too where the system allows, unless an IPv4 address has the same port.
+    `inherited` are file descriptors by address, of sockets that listen already.
 
     Raises ListenError, whose text names the address.
     """
     listeners: list[Listener] = []
     try:
         for address in addresses:
+            fd = (inherited or {}).get(str(address))
             v6_only = any(
                 ":" not in other.host and other.port == address.port != 0 for other in addresses
             )
-            listeners.append(_listen(address, v6_only))
+            listeners.append(_listen(address, v6_only) if fd is None else adopt(fd, str(address)))
     except BaseException:
         for listener in listeners:
             listener.server_close()
         raise
     return listeners
+
+
+def adopt(fd: int, name: str) -> Listener:
+    """Serve on a socket that another has bound: systemd, or this process before it was executed anew.
+
+    Raises ListenError when it is no listening TCP socket.
+    """
+    try:
+        listening = socket.socket(fileno=fd)
+        kinds = (
+            listening.family in (socket.AF_INET, socket.AF_INET6),
+            listening.type == socket.SOCK_STREAM,
+        )
+        accepts = listening.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
+    except OSError as error:
+        raise ListenError(
+            f"the file descriptor {fd} that was passed is no socket ({error})"
+        ) from None
+    if not all(kinds) or not accepts:
+        listening.close()
+        raise ListenError(
+            f"the socket {fd} that was passed is not a listening TCP socket; "
+            "in ollama-metrics.socket use ListenStream=PORT or ADDR:PORT and no Accept=yes"
+        )
+    return Listener(listening, name)
 
 
 def _listen(address: Address, v6_only: bool) -> Listener:
@@ -92,11 +120,27 @@ def _listen(address: Address, v6_only: bool) -> Listener:
         raise ListenError(
             f"cannot listen on {address}: the name {address.host!r} is not known ({error})"
         ) from None
+    # getaddrinfo's socket address: of IPv6 it has the scope, too (fe80::1%eth0).
     family, _, _, _, resolved = found[0]
     try:
-        return Listener(family, resolved, v6_only)
+        return Listener(bind(family, resolved, v6_only), str(address))
     except OSError as error:
         raise ListenError(f"cannot listen on {address}: {_reason(error, address.port)}") from None
+
+
+def bind(family: int, resolved: Any, v6_only: bool) -> socket.socket:
+    """A listening socket. Raises OSError."""
+    listening = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            listening.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, int(v6_only))
+        listening.bind(resolved)
+        listening.listen(BACKLOG)
+    except BaseException:
+        listening.close()
+        raise
+    return listening
 
 
 def _reason(error: OSError, port: int) -> str:

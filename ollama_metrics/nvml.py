@@ -21,6 +21,7 @@ import os
 from .errors import (
     DeviceLost,
     DriverFailure,
+    DriverReplaced,
     NoDriver,
     NoLibrary,
     NoPermission,
@@ -163,7 +164,7 @@ def _answer(code: int, what: str) -> Exception:
     if code in _NO_DRIVER:
         return NoDriver(f"the NVIDIA driver is not loaded: {what}")
     if code == _VERSION_MISMATCH:
-        return DriverFailure(
+        return DriverReplaced(
             f"the NVIDIA driver was updated under its library; reboot, or reload the module: {what}"
         )
     if code == _UNINITIALIZED:

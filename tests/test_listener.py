@@ -206,20 +206,20 @@ def test_an_address_of_another_host() -> None:
 def test_a_port_that_is_not_permitted(monkeypatch: pytest.MonkeyPatch) -> None:
     """The message says what a low port needs."""
 
-    def denied(self: Listener) -> None:
+    def denied(*_: object) -> socket.socket:
         raise PermissionError(errno.EACCES, "Permission denied")
 
-    monkeypatch.setattr(Listener, "server_bind", denied)
+    monkeypatch.setattr("ollama_metrics.listener.bind", denied)
     assert "ports below 1024 need root or CAP_NET_BIND_SERVICE" in refusal(("127.0.0.1", 80))
 
 
 def test_another_reason_is_the_systems(monkeypatch: pytest.MonkeyPatch) -> None:
     """What has no sentence of its own is said in the system's words."""
 
-    def failing(self: Listener) -> None:
+    def failing(*_: object) -> socket.socket:
         raise OSError(errno.EAFNOSUPPORT, "x")
 
-    monkeypatch.setattr(Listener, "server_bind", failing)
+    monkeypatch.setattr("ollama_metrics.listener.bind", failing)
     message = refusal(("::1", 1))
     assert message == "cannot listen on [::1]:1: Address family not supported by protocol"
 

@@ -1,0 +1,71 @@
+"""What a process leaves to the program that is executed anew in it: sockets, and when that was done.
+
+It goes through one environment variable, for all that survives execve(2) are file descriptors and
+the environment.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass, field
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from typing import Optional
+
+VARIABLE = "OLLAMA_METRICS_HANDOVER"
+
+
+@dataclass(frozen=True)
+class Handover:
+    """Sockets by file descriptor.
+
+    `pid` is the process whose they are. `listeners` are (name, file descriptor), the name as in
+    `Listener.name`. `driver_renewals` counts how often in a row the program was executed anew for
+    the driver, `driver_renewed_at` is when last, by the monotonic clock.
+    """
+
+    pid: int
+    listeners: tuple[tuple[str, int], ...] = ()
+    connections: tuple[int, ...] = field(default=())
+    driver_renewals: int = 0
+    driver_renewed_at: Optional[float] = None
+
+    def environment(self, environ: Mapping[str, str]) -> dict[str, str]:
+        """`environ` with this in it."""
+        return {**environ, VARIABLE: json.dumps(vars(self))}
+
+
+def handed_over(environ: Mapping[str, str], *pids: int) -> Optional[Handover]:
+    """What was left to this process, or to its child, by one of `pids`; None if nothing was.
+
+    A variable that is not whole is none: it was not this program that wrote it.
+    """
+    try:
+        fields = json.loads(environ[VARIABLE])
+        found = Handover(
+            int(fields["pid"]),
+            tuple((str(name), int(fd)) for name, fd in fields["listeners"]),
+            tuple(int(fd) for fd in fields["connections"]),
+            int(fields["driver_renewals"]),
+            None if fields["driver_renewed_at"] is None else float(fields["driver_renewed_at"]),
+        )
+    except (KeyError, TypeError, ValueError):
+        return None
+    return found if found.pid in pids else None
+
+
+def close_all_but(kept: set[int]) -> None:
+    """Have execve(2) close every file descriptor but the standard streams and `kept`, which it is to leave open.
+
+    Python's own are closed anyway; a driver's library may have opened others.
+    """
+    for name in os.listdir("/proc/self/fd"):
+        fd = int(name)
+        if fd > 2:
+            try:
+                os.set_inheritable(fd, fd in kept)
+            except OSError:
+                pass  # the listing's own, closed by now
