@@ -104,7 +104,11 @@ run: $(RUNTIME) ## serve this host's metrics; ARGS="--listen 127.0.0.1:9000" goe
 
 .PHONY: test
 test: $(DEV) ## run the tests; those whose components are not here are skipped; ARGS="-k host"
-	@$(PY) -m pytest $(ARGS)
+	@$(PY) -m pytest -m "not booted" $(ARGS)
+
+.PHONY: test-booted
+test-booted: $(DEV) ## install this checkout under a real systemd and test the service (root)
+	@$(PY) -m pytest -m booted $(ARGS)
 
 .PHONY: test-lowest
 test-lowest: ## run the tests with the oldest psutil and nvidia-ml-py that pyproject.toml allows
@@ -125,11 +129,12 @@ else
 endif
 
 .PHONY: lint
-lint: $(DEV) ## ruff and mypy --strict
+lint: $(DEV) ## ruff, mypy --strict and shellcheck
 	@$(PY) -m ruff check .
 	@$(PY) -m ruff format --check .
 	@$(PY) -m mypy --strict ollama_metrics
 	@$(if $(also_typed),$(PY) -m mypy $(also_typed))
+	@$(VENV)/bin/shellcheck install.sh
 
 # Not the package, but relied upon like it: the measurements and the stand-in for NVML.
 also_typed = $(wildcard benchmarks tests/standin)
@@ -164,6 +169,27 @@ dist: $(DEV) ## build the sdist and the wheel into dist/
 	@rm -rf dist
 	@$(PY) -m build --outdir dist . >/dev/null
 	@ls dist/*
+
+WHEELHOUSE ?= wheelhouse
+# What the hosts are, whatever this machine is. One wheel of psutil serves every Python from 3.6 on.
+PLATFORMS  ?= manylinux2014_x86_64 manylinux2014_aarch64
+
+# From a copy, for building leaves files where it is done.
+.PHONY: wheelhouse
+wheelhouse: ## fill wheelhouse/ for `install.sh --wheelhouse` on hosts without a network
+	@$(PYTHON) -m venv $(WHEELHOUSE)/.build
+	@rm -f $(WHEELHOUSE)/*.whl
+	@mkdir $(WHEELHOUSE)/.build/source
+	@cp -R pyproject.toml README.md LICENSE ollama_metrics $(WHEELHOUSE)/.build/source
+	@$(WHEELHOUSE)/.build/bin/python -m pip $(QUIETLY) wheel --no-deps --wheel-dir $(WHEELHOUSE) \
+	    $(WHEELHOUSE)/.build/source
+	@for platform in $(PLATFORMS); do \
+	    $(WHEELHOUSE)/.build/bin/python -m pip $(QUIETLY) download --only-binary=:all: \
+	        --python-version 3.9 --platform $$platform --dest $(WHEELHOUSE) \
+	        $(WHEELHOUSE)/ollama_metrics-*.whl || exit 1; \
+	done
+	@rm -rf $(WHEELHOUSE)/.build
+	@ls $(WHEELHOUSE)
 
 .PHONY: clean
 clean: ## remove what was built, but not .roots, which takes minutes to make

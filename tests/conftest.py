@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Callable
 
+import machine
 import pytest
 from agent_process import AgentProcess
+from installed import Host
 from standin import NvmlStandIn
+
+REPOSITORY = Path(__file__).parents[1]
 
 
 @pytest.fixture
@@ -53,3 +59,53 @@ def component() -> Callable[[str], str]:
         return path
 
     return find
+
+
+@pytest.fixture(scope="session")
+def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the checkout as a user would have it: what is tracked or could be, and nothing that was built."""
+    target = tmp_path_factory.mktemp("checkout")
+    listed = subprocess.run(
+        ["git", "-c", f"safe.directory={REPOSITORY}", "ls-files", "-z", "-co", "--exclude-standard"],
+        cwd=REPOSITORY, check=True, capture_output=True, timeout=60,
+    )  # fmt: skip
+    for name in filter(None, os.fsdecode(listed.stdout).split("\0")):
+        if (REPOSITORY / name).exists():  # not so when its removal is yet to be committed
+            (target / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(REPOSITORY / name, target / name, follow_symlinks=False)
+    return target
+
+
+@pytest.fixture(scope="session")
+def wheelhouse(checkout: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What `make wheelhouse` fills, for hosts without a network."""
+    folder = tmp_path_factory.mktemp("wheelhouse")
+    subprocess.run(
+        ["make", "-s", "wheelhouse", f"WHEELHOUSE={folder}", "PYTHON=/usr/bin/python3"],
+        cwd=checkout, check=True, timeout=300,
+    )  # fmt: skip
+    return folder
+
+
+@pytest.fixture(scope="session")
+def build_wheels(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What pip needs besides the wheelhouse to install a checkout."""
+    folder = tmp_path_factory.mktemp("build-wheels")
+    pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check", "download"]
+    subprocess.run([*pip, "--dest", str(folder), "setuptools>=77"], check=True, timeout=300)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def booted_host(checkout: Path, wheelhouse: Path) -> Callable[..., AbstractContextManager[Host]]:
+    """Boot a machine (machine.Machine's arguments) with the checkout and the wheelhouse in it."""
+    why_not = machine.why_not()
+    if why_not:
+        missing(f"a bootable systemd ({why_not})")
+
+    @contextmanager
+    def boot(**options: Any) -> Iterator[Host]:
+        with machine.Machine(**options) as booted:
+            yield Host(booted, checkout, wheelhouse, "/usr/bin/python3")
+
+    return boot

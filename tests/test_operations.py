@@ -1,0 +1,91 @@
+"""docs/OPERATIONS.md, carried out: each of its commands is run as it is written, in its order, on a booted machine."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from installed import CHECKOUT, WHEELHOUSE, Host
+
+pytestmark = [pytest.mark.booted, pytest.mark.timeout(300)]
+
+PAGE = (Path(__file__).parents[1] / "docs" / "OPERATIONS.md").read_text("utf-8")
+BLOCKS = re.findall(r"^## .*|^### .*|^```sh\n(?:.*\n)*?```", PAGE, re.MULTILINE)
+# The package index is a folder here; what it has besides the wheelhouse is what building a wheel takes.
+ENVIRONMENT = {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": f"{WHEELHOUSE} /srv/build-wheels"}
+
+
+def commands() -> list[tuple[str, str]]:
+    """(section, block of commands), in the page's order."""
+    found, section = [], ""
+    for block in BLOCKS:
+        if block.startswith("#"):
+            section = block.strip("# ")
+        else:
+            found.append((section, block[len("```sh\n") : -len("```")]))
+    return found
+
+
+@pytest.fixture(scope="module")
+def host(booted_host: Any, build_wheels: Path) -> Iterator[Host]:
+    """A machine with Ollama's stand-in as its ollama.service, and this checkout, not yet installed."""
+    with booted_host() as host:
+        host.copy(build_wheels, "/srv/build-wheels")
+        host.add_ollama()
+        yield host
+
+
+@pytest.mark.parametrize(("section", "block"), commands())
+def test_the_commands_do_what_they_say(host: Host, section: str, block: str) -> None:
+    """Each block ends well; and after it, wherever something was installed, the agent answers."""
+    said = host.shell(block, cwd=CHECKOUT, env=ENVIRONMENT, timeout=240)
+    if "--dry-run" not in block:
+        assert host.metrics()["status"] == "ok", said
+
+
+def test_the_page_was_found() -> None:
+    """The page has commands, in most of its sections."""
+    assert len(commands()) > 12
+    assert {"Installing", "Upgrading, and going back", "One port for Ollama and the agent"} <= {
+        section for section, _ in commands()
+    }
+
+
+def test_the_drop_in_for_addresses(host: Host) -> None:
+    """The firewall drop-in, as it is written, lets this host in and no other address."""
+    match = re.search(r"^```ini\n((?:.*\n)*?)```", PAGE, re.MULTILINE)
+    assert match
+    folder = "/run/systemd/system/ollama-metrics.service.d"
+    host.write(f"{folder}/addresses.conf", match[1])
+    host.shell(
+        "ip address add 198.51.100.7/32 dev lo; systemctl daemon-reload; systemctl restart ollama-metrics"
+    )
+    try:
+        host.wait_until_ready()
+        url = "http://198.51.100.7:11435/-/ready"
+        assert host.run("curl", "-s", "--max-time", "2", url, check=False).returncode == 28
+    finally:
+        host.shell(
+            f"rm {folder}/addresses.conf; ip address del 198.51.100.7/32 dev lo; systemctl daemon-reload; "
+            "systemctl restart ollama-metrics"
+        )
+    host.wait_until_ready()
+
+
+def test_without_proc_the_host_is_failing(host: Host) -> None:
+    """With ProcSubset=pid the service says that CPU or RAM cannot be read, and looks as busy as can be: never CPU 0."""
+    folder = "/run/systemd/system/ollama-metrics.service.d"
+    host.write(f"{folder}/proc.conf", "[Service]\nProcSubset=pid\n")
+    host.shell("systemctl daemon-reload; systemctl restart ollama-metrics")
+    try:
+        document = host.metrics()
+        assert document["status"] == "failing"
+        assert document["weight"] == 500
+    finally:
+        host.shell(
+            f"rm {folder}/proc.conf; systemctl daemon-reload; systemctl restart ollama-metrics"
+        )
+    host.wait_until_ready()

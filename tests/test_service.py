@@ -1,0 +1,240 @@
+"""The installed service under a real systemd: its start, its sandbox, and what it does when something breaks it."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+from installed import Host
+
+pytestmark = [pytest.mark.booted, pytest.mark.timeout(180)]
+
+SERVICE = "ollama-metrics"
+
+
+@pytest.fixture(scope="module")
+def host(booted_host: Any) -> Iterator[Host]:
+    """A machine with this checkout freshly installed; what a test changes in it, it puts back."""
+    with booted_host() as host:
+        host.install()
+        yield host
+
+
+@contextmanager
+def drop_in(host: Host, text: str, unit: str = f"{SERVICE}.service") -> Iterator[None]:
+    """The unit with a drop-in, for as long as the context lasts; the service is restarted both times."""
+    folder = f"/run/systemd/system/{unit}.d"
+    host.write(f"{folder}/test.conf", text)
+    host.shell("systemctl daemon-reload")
+    try:
+        yield
+    finally:
+        host.shell(f"rm {folder}/test.conf; systemctl daemon-reload; systemctl restart {SERVICE}")
+
+
+# -- a start that can be relied upon -----------------------------------------------------------------------------------
+
+
+def test_it_runs_as_the_service_user_and_answers(host: Host) -> None:
+    """Once installed the service is active and enabled, runs as `ollama` and answers with this host's numbers."""
+    assert host.shell(f"systemctl is-active {SERVICE}") == "active"
+    assert host.shell(f"systemctl is-enabled {SERVICE}") == "enabled"
+    assert host.shell(f"ps -o user= -p {host.pid}") == "ollama"
+    document = host.metrics()
+    assert document["status"] == "ok"
+    assert document["ram_percent"] > 0
+
+
+def test_the_status_line_tells_the_weight(host: Host) -> None:
+    """`systemctl status` shows the verdict and the weight that a balancer would compute."""
+    assert re.match(r"ok, weight [0-9.]+: no GPU", host.shown("StatusText"))
+
+
+def test_the_journal_has_levels_and_the_services_name(host: Host) -> None:
+    """What the agent logs is in the journal under its own name, each line with its priority."""
+    text = host.shell(f"journalctl -u {SERVICE} -t {SERVICE} -o json --no-pager")
+    lines = [json.loads(line) for line in text.splitlines()]
+    found = [line for line in lines if line["MESSAGE"].startswith("listening on")]
+    assert found
+    assert found[0]["PRIORITY"] == "6"
+
+
+def test_it_runs_compiled_and_isolated(host: Host) -> None:
+    """The service's Python finds compiled modules, and nothing of the environment or of a user's folder leads it."""
+    command = host.shell(f"tr '\\0' ' ' < /proc/{host.pid}/cmdline")
+    assert command.startswith("/opt/ollama-metrics/current/bin/python -I ")
+    site = "/opt/ollama-metrics/current/lib/python3*/site-packages"
+    sources = host.shell(f"cd {site} && ls ollama_metrics/*.py psutil/*.py pynvml.py").split()
+    compiled = host.shell(
+        f"cd {site} && ls ollama_metrics/__pycache__/*.pyc psutil/__pycache__/*.pyc __pycache__/pynvml*.pyc"
+    ).split()
+    assert len(compiled) == len(sources)
+
+
+# -- the sandbox -------------------------------------------------------------------------------------------------------
+
+
+def test_verify_has_nothing_to_say(host: Host) -> None:
+    """systemd-analyze verify is silent about the installed units (its exit code would be 0 even for a bad key)."""
+    units = f"{SERVICE}.service {SERVICE}.socket"
+    assert host.shell(f"systemd-analyze verify {units} 2>&1") == ""
+
+
+def test_exposure(host: Host) -> None:
+    """systemd-analyze security puts the exposure at 1.5 or less."""
+    text = host.shell(f"systemd-analyze security --no-pager {SERVICE} | tail -n 1")
+    match = re.search(r"Overall exposure level for \S+: ([0-9.]+)", text)
+    assert match
+    assert float(match[1]) <= 1.5
+
+
+def test_the_process_has_no_privilege(host: Host) -> None:
+    """The running process has no capability, cannot gain one, and is under a seccomp filter."""
+    status = dict(
+        line.split(":\t", 1)
+        for line in host.shell(f"cat /proc/{host.pid}/status").splitlines()
+        if ":\t" in line
+    )
+    for kind in ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"):
+        assert int(status[kind], 16) == 0
+    assert status["NoNewPrivs"] == "1"
+    assert status["Seccomp"] == "2"
+
+
+def test_gpus_stay_reachable_and_nothing_else_is(host: Host) -> None:
+    """Within the sandbox NVIDIA's device nodes can be opened (no driver is behind them here, hence ENXIO), also after
+    a daemon-reload; another device of the host cannot (EPERM)."""
+    host.shell(
+        "mknod -m 666 /dev/nvidiactl c 195 255; mknod -m 666 /dev/nvidia0 c 195 0; mknod -m 666 /dev/kmsg2 c 1 11"
+    )
+    host.shell(f"systemctl restart {SERVICE}")
+    nodes = ("/dev/nvidiactl", "/dev/nvidia0", "/dev/kmsg2", "/dev/null")
+    expected = ["ENXIO", "ENXIO", "EPERM", "opened"]
+    assert [host.opened_in_sandbox(node) for node in nodes] == expected
+    host.shell("systemctl daemon-reload")
+    assert [host.opened_in_sandbox(node) for node in nodes] == expected
+
+
+def test_only_its_own_folder_is_writable(host: Host) -> None:
+    """Of the host's files the service can write its state and nothing else."""
+    writable = host.in_sandbox(
+        "sh", "-c", "for d in / /etc /opt/ollama-metrics /usr /home /root /var /var/lib/ollama-metrics; do "
+        "if touch $d/x 2>/dev/null; then echo $d; fi; done"
+    )  # fmt: skip
+    assert writable == "/var/lib/ollama-metrics"
+
+
+# -- what breaks it ----------------------------------------------------------------------------------------------------
+
+
+def test_killed_it_comes_back(host: Host) -> None:
+    """After a SIGKILL another process answers."""
+    before = host.pid
+    host.shell(f"kill -KILL {before}")
+    host.wait_for_another_process(before)
+    assert host.metrics()["status"] == "ok"
+
+
+def test_a_stopped_process_is_replaced_by_the_watchdog(host: Host) -> None:
+    """A process that is stuck (SIGSTOP) is ended by systemd's watchdog, and another one answers."""
+    with drop_in(host, "[Service]\nWatchdogSec=2\n"):
+        host.shell(f"systemctl restart {SERVICE}")
+        before = host.pid
+        host.shell(f"kill -STOP {before}")
+        host.wait_for_another_process(before)
+        assert host.metrics()["status"] == "ok"
+        journal = host.journal(SERVICE)
+        assert "Watchdog timeout" in journal
+        # The last words: where each thread was.
+        assert "server.py" in journal
+        assert "sampler.py" in journal
+
+
+def test_the_watchdog_leaves_a_healthy_process_alone(host: Host) -> None:
+    """With a watchdog of a second the service lives on over many of them."""
+    with drop_in(host, "[Service]\nWatchdogSec=1\n"):
+        host.shell(f"systemctl restart {SERVICE}")
+        before = host.pid
+        host.wait(lambda: int(host.metrics()["agent"]["uptime_seconds"]) >= 5)
+        assert host.pid == before
+
+
+def test_out_of_memory_it_comes_back(host: Host) -> None:
+    """When MemoryMax is exhausted and the kernel kills the agent, another process answers."""
+    before = host.pid
+    # The agent alone may be killed; what takes the memory may not.
+    host.shell(f"echo 1000 > /proc/{before}/oom_score_adj")
+    host.fill_memory_of(before)
+    host.wait_for_another_process(before)
+    assert host.metrics()["status"] == "ok"
+    assert re.search(r"oom-kill|status=9/KILL", host.journal(SERVICE))
+
+
+def test_a_busy_port_is_told_in_the_journal(host: Host) -> None:
+    """With its port taken the service says so in one line that names the remedy, and starts once the port is free."""
+    host.shell(f"systemctl stop {SERVICE}")
+    with host.popen(
+        "/usr/bin/python3", "-c",
+        "import socket; s = socket.create_server(('0.0.0.0', 11435)); print('taken', flush=True); input()",
+    ) as other:  # fmt: skip
+        assert other.stdout.readline() == "taken\n"
+        assert host.run("systemctl", "start", SERVICE, check=False).returncode != 0
+        other.stdin.close()
+    said = "cannot listen on 0.0.0.0:11435: the port is in use; `ss -ltnp 'sport = :11435'` shows by whom"
+    assert said in host.journal(SERVICE)
+    host.wait_until_ready()
+
+
+# -- nobody is turned away ---------------------------------------------------------------------------------------------
+
+
+def test_a_reload_turns_nobody_away(host: Host) -> None:
+    """Under 50 polls a second five reloads fail no poll and close no kept connection; the process stays the same."""
+    before = host.pid
+    with host.polled() as polled:
+        for _ in range(5):
+            host.renew(lambda: host.shell(f"systemctl reload {SERVICE}"))
+    assert polled.result["failed"] == []
+    assert polled.result["polls"] > 100
+    assert polled.result["kept_connections"] == 1
+    assert host.pid == before
+
+
+def test_a_bad_configuration_is_refused_and_the_old_one_goes_on(host: Host) -> None:
+    """`systemctl reload` fails on a bad setting and the journal says where it is; the agent goes on as it was."""
+    before = host.pid
+    path = "/etc/ollama-metrics/environment"
+    text = host.read(path)
+    try:
+        host.write(path, text + "OLLAMA_METRICS_WINDOW=soon\n")
+        assert host.run("systemctl", "reload", SERVICE, check=False).returncode != 0
+        assert f"OLLAMA_METRICS_WINDOW in {path}: 'soon' is not usable" in host.journal(SERVICE)
+        assert host.pid == before
+        assert host.metrics()["window_seconds"] == 15
+        host.write(path, text + "OLLAMA_METRICS_WINDOW=30\n")
+        host.renew(lambda: host.shell(f"systemctl reload {SERVICE}"))
+        assert host.metrics()["window_seconds"] == 30
+    finally:
+        host.write(path, text)
+        host.renew(lambda: host.shell(f"systemctl reload {SERVICE}"))
+
+
+def test_with_the_socket_unit_a_restart_turns_nobody_away(host: Host) -> None:
+    """With ollama-metrics.socket systemd holds the port: restarts and a SIGKILL under 50 polls a second fail no poll
+    that was not being answered at that moment."""
+    host.shell(f"systemctl stop {SERVICE}; systemctl start {SERVICE}.socket {SERVICE}")
+    try:
+        assert "passed by systemd" in host.journal(SERVICE)
+        with host.polled(kept=False) as polled:
+            for _ in range(3):
+                before = host.pid
+                host.shell(f"systemctl restart {SERVICE}")
+                host.wait_for_another_process(before)
+        assert polled.result["failed"] == []
+        assert polled.result["polls"] > 50
+    finally:
+        host.shell(f"systemctl stop {SERVICE}.socket {SERVICE}; systemctl start {SERVICE}")
