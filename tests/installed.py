@@ -17,6 +17,14 @@ CHECKOUT = "/srv/checkout"
 WHEELHOUSE = "/srv/wheelhouse"
 PATIENCE = 60.0
 
+OLLAMA_UNIT = """\
+[Service]
+ExecStart={python} {checkout}/tests/ollama_standin.py
+Restart=always
+[Install]
+WantedBy=multi-user.target
+"""
+
 _OPEN = """
 import errno, os, sys
 try:
@@ -115,13 +123,8 @@ class Host:
 
     def add_ollama(self) -> None:
         """A stand-in for Ollama as the unit `ollama.service`, on 11434 as Ollama is."""
-        self.write(
-            "/etc/systemd/system/ollama.service",
-            "[Service]\n"
-            f"ExecStart={self.python} {CHECKOUT}/tests/ollama_standin.py\n"
-            "Restart=always\n"
-            "[Install]\nWantedBy=multi-user.target\n",
-        )
+        unit = OLLAMA_UNIT.format(python=self.python, checkout=CHECKOUT)
+        self.write("/etc/systemd/system/ollama.service", unit)
         self.shell("systemctl daemon-reload; systemctl enable --now ollama")
         self.wait(lambda: self.get("/api/version", 11434))
 
@@ -176,11 +179,13 @@ class Host:
         )
 
     @contextmanager
-    def polled(self, per_second: int = 50, kept: bool = True) -> Iterator[Polled]:
-        """Poll /metrics meanwhile."""
+    def polled(
+        self, url: str = "http://127.0.0.1:11435/metrics", per_second: int = 50, kept: bool = True
+    ) -> Iterator[Polled]:
+        """Poll a URL meanwhile."""
         polled = Polled()
         arguments = [
-            "http://127.0.0.1:11435/metrics",
+            url,
             str(per_second),
             *(() if kept else ("--no-kept",)),
         ]
