@@ -8,11 +8,13 @@ import select
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
 import pytest
+from conftest import missing
 from machine import Machine, MachineError, why_not
 
 pytestmark = pytest.mark.booted
@@ -22,7 +24,7 @@ pytestmark = pytest.mark.booted
 def bootable() -> None:
     reason = why_not()
     if reason is not None:
-        pytest.skip(reason)
+        missing(f"a bootable systemd ({reason})")
 
 
 @pytest.fixture
@@ -234,8 +236,11 @@ def test_a_machine_ends_with_the_process_that_booted_it() -> None:
     ended, _, _ = select.select([first], [], [], 10)
     os.close(first)
     assert ended
-    with Machine():
-        pass
+    deadline = time.monotonic() + 20
+    # The kernel, or a machine of somebody else's that removes them, too, may not have finished yet.
+    while traces(name) and time.monotonic() < deadline:
+        with Machine():
+            pass
     assert traces(name) == []
 
 
