@@ -1,22 +1,22 @@
 #!/usr/bin/env bash
 #
-# Installs ollama-metrics on this host, upgrades it, or removes it: `sudo ./install.sh --help`.
+# Installs ollama-metrics on this host, upgrades it, or removes it: `./install.sh --help`.
 #
 # What it makes, and nothing besides:
 #
 #   /opt/ollama-metrics            each version in a virtual environment of its own; `current` is a
-#                                  link to one of them, and an upgrade is a rename of that link
+#                                  link to one of them, and an upgrade is one rename of that link
 #   /etc/ollama-metrics            the settings; what you changed in there is never overwritten
 #   /etc/systemd/system            ollama-metrics.service and ollama-metrics.socket
-#   /usr/local/bin/ollama-metrics  the command
+#   /usr/local/bin/ollama-metrics  the command, a link
 #   user and group ollama          as Ollama's own installer makes them, if it has not
 #   packages                       Python, only where there is none that will do, by dnf or apt-get
 #   with --allow-from              rules in firewalld
 #   with --front nginx             nginx on Ollama's port, Ollama itself on 127.0.0.1:11436
 #
-# How it leaves nothing half-done: a change is noted in a journal before it is made, and for each kind
-# of change there is a function undo_KIND. A run that fails undoes what it noted, `--uninstall` undoes
-# what all runs noted, and what a power cut left is undone by the next run. `journal` has the files.
+# How it leaves nothing half-done: a change is noted in a journal before it is made, and each kind of
+# change has a function undo_KIND. A run that fails undoes what it noted, from the end; --uninstall
+# undoes what all runs noted; what a power cut left is undone by the next run.
 #
 # Needs bash 4.4, coreutils, util-linux and systemd 239: what Rocky Linux 8 has.
 
@@ -25,76 +25,79 @@ shopt -s inherit_errexit
 umask 022
 
 readonly prefix=/opt/ollama-metrics
-readonly units=/etc/systemd/system
-readonly config=/etc/ollama-metrics/environment
-readonly command=/usr/local/bin/ollama-metrics
-readonly state=/var/lib/ollama-metrics
 readonly work=$prefix/work # gone when this script ends
-readonly service=ollama-metrics.service socket=ollama-metrics.socket
+readonly config=/etc/ollama-metrics/environment
+readonly units=/etc/systemd/system service=ollama-metrics.service socket=ollama-metrics.socket
+readonly link=/usr/local/bin/ollama-metrics
+readonly state=/var/lib/ollama-metrics
 readonly sources=(pyproject.toml README.md LICENSE ollama_metrics)
-readonly megabytes_needed=150 # a new version takes 40 until pip has been removed from it, then 3
+readonly megabytes_needed=150 # a new version takes up to 40 until pip is removed from it, then 3
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 readonly here
 
 # What the command line asks for.
-action=set_up purge='' dry='' timeout=60 python='' wheelhouse='' with_socket=''
+action=set_up purge='' dry='' timeout=60 asked_python='' wheelhouse='' with_socket=''
 front='' tls_cert='' tls_key='' front_allow=() allow_from=() settings=()
 
-# What has been found out, and where the run is.
-part=base number=0 steps=0 doing='' sentence='' output='' mode='' restart=yes old='' url='' version='' venv='' was_active='' listened=''
-problems=() kept=()
+# What has been found out.
+python='' why_no_python='' version='' venv='' old='' was_active='' listened='' url='' restart=yes
+
+# Where the run is, and what came of it.
+number=0 steps=0 doing='' output='' sentence='' mode='' part=base problems=() kept=()
 
 usage() {
     cat <<END
 Installs ollama-metrics on this host; run again, it upgrades it in place. Needs root.
 
-usage: sudo ./install.sh [OPTIONS]
-       sudo $prefix/install.sh --uninstall [--purge]
+usage: ./install.sh [OPTIONS]
+       $prefix/install.sh --uninstall [--purge]
 
   --dry-run            print every step and change nothing; needs no root
   --wheelhouse DIR     install from the wheels in DIR, without a network (make wheelhouse)
   --python PATH        the Python to use, 3.9 or newer (default: the newest in /usr/bin)
-  --socket             let systemd hold the port ($socket), so that a restart refuses nobody
-  --allow-from ADDR    open the port in firewalld to this address or network; may be repeated
-  --timeout SECONDS    how long the service may take until it is ready (default: $timeout)
+  --socket             let systemd hold the port ($socket): a restart refuses nobody
+  --allow-from ADDR    open the port in firewalld to an address or network; may be repeated
+  --timeout SECONDS    how long the service may take to get ready (default: $timeout)
 
-  --front nginx        put nginx on Ollama's port 11434, with /metrics and all else behind it
+  --front nginx        put nginx on Ollama's port 11434, with Ollama and /metrics behind it
   --front none         take it away again
-  --tls-cert FILE      speak TLS there, with this certificate ...
-  --tls-key FILE       ... and this key
-  --front-allow ADDR   let only this address or network, and this host, in; may be repeated
+  --tls-cert FILE      speak TLS there, with this certificate and its chain ...
+  --tls-key FILE       ... and its key
+  --front-allow ADDR   let in only this address or network, and this host; may be repeated
 
-  --uninstall          remove it all, but for settings and state ...
-  --purge              ... and with --uninstall these, and packages installed for it, too
+  --uninstall          remove everything but the settings and the state ...
+  --purge              ... and these, too, and packages that were installed for it
 
-Settings, which go into $config:
+Settings, which go into $config (docs/CONFIGURATION.md):
 
+$(setting_names | sed 's/.*/  --& VALUE/')
+
+Exit codes: 0 done, 1 failed and undone, 2 called wrongly.
 END
-    local name
-    for name in $(setting_names); do printf '  --%s VALUE\n' "$name"; done
-    printf '\nExit codes: 0 done, 1 failed and undone, 2 called wrongly.\n'
 }
 
 main() {
     parse "$@"
     trap 'unforeseen "$BASH_COMMAND"' ERR
     trap 'finish $?' EXIT
-    trap 'sentence="interrupted"; exit 130' INT
+    trap 'sentence=interrupted; exit 130' INT
     trap 'sentence="ended by a signal"; exit 143' TERM HUP PIPE
     cd /
-    # Messages that are looked at are English; what a sudo hands on must not reach Python or pip.
+    # Messages that are looked at are English, and what sudo handed on must not reach Python.
     export LC_ALL=C PATH=/usr/sbin:/usr/bin:/sbin:/bin:/usr/local/sbin:/usr/local/bin
     unset "${!PYTHON@}" CDPATH TMPDIR
     export PYTHONDONTWRITEBYTECODE=1 # not into the system's folders, that is
     export SYSTEMCTL_SKIP_SYSV=1     # Debian's systemctl would rename nginx's links in /etc/rc?.d
+    export DEBIAN_FRONTEND=noninteractive NEEDRESTART_SUSPEND=1
 
-    [[ -d /run/systemd/system ]] || die 'systemd does not run here; ollama-metrics is installed as its service'
+    [[ -d /run/systemd/system ]] || die 'systemd does not run here, and the agent is installed as its service'
+    find_python || true
     if [[ $dry ]]; then
         say 'A dry run: nothing is changed. What would be run stands after a +.'
     else
         ((EUID == 0)) || die "this needs root: sudo $0"
-        # The folder is as good a lock as any, and leaves no file behind.
+        # A folder is as good a lock as any file, and is there already.
         exec {lock}<"$units"
         flock --nonblock "$lock" || die 'another install.sh runs on this host; wait for it to end'
         mend
@@ -105,29 +108,27 @@ main() {
 # ---- the command line ------------------------------------------------------------------------------
 
 parse() {
-    local option
     while (($#)); do
         case $1 in --*=*) set -- "${1%%=*}" "${1#*=}" "${@:2}" ;; esac
-        option=$1
-        case $option in
+        case $1 in
             -h | --help) usage && exit 0 ;;
             --uninstall) action=uninstall ;;
             --purge) purge=yes ;;
             --dry-run) dry=yes ;;
             --socket) with_socket=yes ;;
             --*)
-                is_option "$option" || misuse "there is no option $option"
-                [[ ${2-} && $2 != --* ]] || misuse "$option needs a value"
-                [[ $2 != *[[:cntrl:]]* ]] || misuse "the value of $option has a line break or the like in it"
-                take_value "$option" "$2"
+                is_option "$1" || misuse "there is no option $1"
+                [[ ${2-} && $2 != --* ]] || misuse "$1 needs a value"
+                [[ $2 != *[[:cntrl:]]* ]] || misuse "the value of $1 has a line break or the like in it"
+                take "$1" "$2"
                 shift
                 ;;
-            *) misuse "what is $option?" ;;
+            *) misuse "what is $1?" ;;
         esac
         shift
     done
     [[ ! $purge || $action == uninstall ]] || misuse '--purge goes with --uninstall'
-    [[ $action == set_up || ! ${settings[*]-} ]] || misuse '--uninstall takes no settings'
+    [[ ! ${settings[*]-} || $action == set_up ]] || misuse '--uninstall takes no settings'
     [[ $timeout =~ ^[1-9][0-9]{0,3}$ ]] || misuse "--timeout $timeout: give seconds, such as 60"
     [[ $front =~ ^(|nginx|none)$ ]] || misuse "--front $front: give nginx or none"
     [[ ${tls_cert:+x} == "${tls_key:+x}" ]] || misuse '--tls-cert and --tls-key go together'
@@ -138,42 +139,32 @@ parse() {
 is_option() {
     case $1 in
         --wheelhouse | --python | --allow-from | --timeout | --front | --tls-cert | --tls-key | --front-allow) ;;
-        *) [[ " $(setting_names | tr '\n' ' ')" == *" ${1#--} "* ]] ;;
+        *) setting_names | grep -Fx -e "${1#--}" >/dev/null ;;
     esac
 }
 
-take_value() { # OPTION VALUE
+take() { # OPTION VALUE
     case $1 in
         --wheelhouse) wheelhouse=$(realpath -m -- "$2") ;;
-        --python) python=$(realpath -ms -- "$2") ;;
+        --python) asked_python=$(realpath -ms -- "$2") ;;
         --timeout) timeout=$2 ;;
         --front) front=$2 ;;
         --tls-cert) tls_cert=$(realpath -ms -- "$2") ;;
         --tls-key) tls_key=$(realpath -ms -- "$2") ;;
-        --allow-from) is_network "$2" && allow_from+=("$2") ;;
-        --front-allow) is_network "$2" && front_allow+=("$2") ;;
-        *) settings+=("$(variable "$1")" "$2") ;;
+        --allow-from) allow_from+=("$2") ;;
+        --front-allow) front_allow+=("$2") ;;
+        *) settings+=("$(variable "${1#--}")" "$2") ;;
     esac
 }
 
 # The settings are those that the template names: a new one needs no change in here.
 setting_names() {
-    local template=$here/systemd/environment
-    [[ -r $template ]] || template=$prefix/environment.template
-    [[ -r $template ]] || return 0
-    sed -n 's/^#OLLAMA_METRICS_\([A-Z_]*\)=.*/\1/p' "$template" | tr 'A-Z_' 'a-z-'
+    { cat "$here/systemd/environment" "$prefix/environment.template" 2>/dev/null || true; } |
+        sed -n 's/^#OLLAMA_METRICS_\([A-Z_]*\)=.*/\1/p' | sort -u | tr 'A-Z_' 'a-z-'
 }
 
-variable() { # --some-name: OLLAMA_METRICS_SOME_NAME
-    local name=${1#--}
-    name=${name//-/_}
-    printf 'OLLAMA_METRICS_%s' "${name^^}"
-}
-
-is_network() {
-    local part='(25[0-5]|2[0-4][0-9]|1?[0-9]?[0-9])' v6='^[0-9a-fA-F:]*:[0-9a-fA-F:.]*(/(12[0-8]|1[01][0-9]|[1-9]?[0-9]))?$'
-    [[ $1 =~ ^$part\.$part\.$part\.$part(/(3[0-2]|[12]?[0-9]))?$ || $1 =~ $v6 ]] ||
-        misuse "$1 is no address or network: give one such as 192.0.2.10 or 192.0.2.0/24"
+variable() { # some-name: OLLAMA_METRICS_SOME_NAME
+    tr 'a-z-' 'A-Z_' <<<"ollama-metrics-$1"
 }
 
 misuse() {
@@ -191,34 +182,27 @@ step() {
     say "[$number/$steps] $1"
 }
 
-plan() { # in a dry run: the command that would run
+quoted() {
     local line
     printf -v line ' %q' "$@"
-    tell "+$line"
+    say "${line# }"
 }
 
-# Runs a command that says nothing unless it fails; that is the end then.
-run() {
-    try "$@" || failed "$@"
-}
-
-# The same, but whoever calls it decides what a failure means.
+# Runs a command, silently; prints it instead in a dry run. `output` is what it said.
 try() {
     if [[ $dry ]]; then
-        plan "$@"
+        tell "+ $(quoted "$@")"
     else
         output=$(command -- "$@" 2>&1 </dev/null {lock}>&-)
     fi
 }
 
-failed() {
-    local line
-    printf -v line ' %q' "$@"
-    die "while $doing, this failed:$line" "$output"
+# The same for a command that must not fail.
+run() {
+    try "$@" || die "while $doing, this failed: $(quoted "$@")" "$output"
 }
 
-# The one sentence that a failure is told in, and what the command that failed said last. Whatever
-# failed, with a full disk it is the disk.
+# Ends it all, with the one sentence that tells why, and the last lines of what a command said about it.
 die() { # SENTENCE [OUTPUT]
     sentence=$1
     if [[ ${2-} =~ (No space left|Errno 28|Disk quota) ]] || { [[ -d $prefix ]] && (($(megabytes_free) < 1)); }; then
@@ -235,66 +219,65 @@ unforeseen() {
     die "while $doing, this failed: $1"
 }
 
+# What it calls must not `return` without a number: in a trap that gives the status of before the trap.
 # shellcheck disable=SC2317  # a trap calls it
-finish() {
-    local status=$1 end=''
+finish() { # STATUS
+    local undone=''
     trap - ERR EXIT
     trap '' INT TERM HUP PIPE
     set +e
-    if ((status)) && [[ ! $dry && -s $prefix/installing ]]; then
-        say 'That failed: undoing what was done'
-        roll_back
-        end='Everything is undone.'
-    fi
-    [[ $dry ]] || rm -rf "$work"
-    if ((status)) && [[ $sentence ]]; then
-        say "install.sh: $sentence" >&2
-        if ((${#problems[@]})); then
-            say 'Not undone:' >&2
-            printf '    %s\n' "${problems[@]}" >&2
-        elif [[ $end ]]; then
-            say "$end" >&2
+    if [[ ! $dry && -d $prefix ]]; then
+        rm -rf "$work"
+        if (($1 && ${#problems[@]} == 0)) && [[ -e $prefix/installing ]]; then
+            say 'That failed: undoing what was done'
+            roll_back
+            undone='Everything is undone.'
         fi
     fi
-    exit "$status"
+    if (($1)) && [[ $sentence ]]; then
+        say "install.sh: $sentence" >&2
+        if ((${#problems[@]})); then
+            printf 'Not undone: %s\n' "${problems[@]}" >&2
+        elif [[ $undone ]]; then
+            say "$undone" >&2
+        fi
+    fi
+    exit "$1"
 }
 
 # ---- the journal -----------------------------------------------------------------------------------
 #
-#   installing  what this run has noted so far: PART KIND ARGUMENT..., a tab in between
-#   committed   the same under another name: that rename is the moment in which a run has succeeded
-#   installed   what all runs that succeeded have noted; --uninstall reads it
+#   installing  what this run has noted: PART KIND ARGUMENT..., with tabs in between
+#   committed   the same under another name: that rename is the moment in which the run has succeeded
+#   installed   what all runs have noted that succeeded
 #
-# PART (base, socket, firewall, front) is what can be taken away by itself.
+# PART is base, packages, firewall, or front, which can be taken away by itself.
 
-# Kinds that matter only until the run has succeeded.
-readonly transient='replaced|switched|service|unfinished|reloaded'
+# Kinds that mean nothing once the run has succeeded.
+readonly transient='unfinished|replaced|switched|service|reloaded'
 
 note() { # KIND ARGUMENT...
     local line
     [[ ! $dry ]] || return 0
     line=$(IFS=$'\t' && printf '%s' "$part"$'\t'"$*")
-    if ! grep -Fxqs -e "$line" "$prefix/installed"; then
-        printf '%s\n' "$line" >>"$prefix/installing"
-    fi
+    grep -Fxqs -e "$line" "$prefix/installed" || printf '%s\n' "$line" >>"$prefix/installing"
 }
 
-noted() { # PART KIND [ARGUMENT]: whether an earlier run has noted it
+# Whether an earlier run has noted it.
+noted() { # PART KIND [ARGUMENTS]
     grep -Pqs "^$1\t$2(\t${3-.*})?\$" "$prefix/installed"
 }
 
 commit() {
     [[ ! $dry ]] || return 0
-    mv "$prefix/installing" "$prefix/committed" # the old version is no longer what a failure leads to
+    mv "$prefix/installing" "$prefix/committed"
     merge
     rm -rf "$prefix/backup"
 }
 
 merge() {
-    {
-        cat "$prefix/installed" 2>/dev/null || true
-        grep -Pv "^\w+\t($transient)(\t|\$)" "$prefix/committed" || true
-    } | awk '!seen[$0]++' >"$prefix/installed.new"
+    { cat "$prefix/installed" 2>/dev/null || true; } | cat - "$prefix/committed" |
+        grep -Pv "^\w+\t($transient)(\t|\$)" | awk '!seen[$0]++' >"$prefix/installed.new"
     mv "$prefix/installed.new" "$prefix/installed"
     rm "$prefix/committed"
 }
@@ -303,11 +286,10 @@ merge() {
 mend() {
     [[ ! -e $prefix/committed ]] || merge
     rm -rf "$work"
-    if [[ -e $prefix/installing ]]; then
-        say 'An earlier run was cut off: undoing what it did'
-        roll_back
-        ((${#problems[@]} == 0)) || die "what an earlier run left cannot be undone" "$(printf '%s\n' "${problems[@]}")"
-    fi
+    [[ -e $prefix/installing ]] || return 0
+    say 'An earlier run was cut off: undoing what it did'
+    roll_back
+    no_problems 'what an earlier run left cannot be undone'
 }
 
 roll_back() {
@@ -317,32 +299,38 @@ roll_back() {
     mode=''
 }
 
-# Undoes what is noted in a file, latest first; with PART only that part, which is then forgotten.
+# Undoes what is noted in a file, latest first. With PART only that, which is then forgotten.
 undo() { # FILE [PART]
-    local i words lines
+    local i lines words
     mapfile -t lines <"$1"
     for ((i = ${#lines[@]} - 1; i >= 0; i--)); do
         IFS=$'\t' read -r -a words <<<"${lines[i]}"
         if [[ ! ${2-} || ${words[0]} == "$2" ]]; then
             [[ $dry ]] || tell "- ${words[*]:1}"
+            output=''
             "undo_${words[1]}" "${words[@]:2}" || problems+=("${words[*]:1}${output:+: ${output##*$'\n'}}")
         fi
     done
-    [[ ! ${2-} || $dry ]] || sed -i "/^$2\t/d" "$1"
+    [[ ! ${2-} || $dry || ${#problems[@]} != 0 ]] || sed -i "/^$2\t/d" "$1"
+}
+
+no_problems() { # SENTENCE
+    ((${#problems[@]} == 0)) || die "$1"
 }
 
 # ---- the kinds of change ---------------------------------------------------------------------------
 #
-# Each undo_KIND may find its change not made, or already undone.
+# An undo_KIND may find its change not made at all, or undone already.
 
-# A file with this text; one that was there comes back if the run fails. Sets `written` if it differed.
+# Writes a file, unless it has this text; one that was there comes back if the run fails. `written`
+# tells whether it was.
 put() { # PATH TEXT [MODE]
     written=''
-    if [[ -f $1 && $(<"$1") == "$2" ]]; then return; fi
+    if [[ -f $1 && $(<"$1") == "$2" ]]; then return 0; fi
     written=yes
     if [[ $dry ]]; then
         tell "+ write $1"
-        return
+        return 0
     fi
     make_folder "$(dirname "$1")"
     if [[ -e $1 && ! -e $prefix/backup$1 ]]; then
@@ -351,68 +339,52 @@ put() { # PATH TEXT [MODE]
         cp -pf "$1" "$prefix/backup$1"
     fi
     note "${kind:-file}" "$1"
-    if [[ ! -e $1 ]]; then install -m "${3:-644}" /dev/null "$1"; fi
+    [[ -e $1 ]] || install -m "${3:-644}" /dev/null "$1"
     printf '%s\n' "$2" >"$1"
 }
 undo_file() { try rm -f "$1"; }
-undo_replaced() {
-    [[ -e $prefix/backup$1 ]] || return 0
-    try cp -pf "$prefix/backup$1" "$1"
-}
+undo_replaced() { [[ ! -e $prefix/backup$1 ]] || try cp -pf "$prefix/backup$1" "$1"; }
 
-# The settings stay where they are until --purge.
+# The settings stay where they are until --purge, and so does the state.
 undo_settings() {
-    if [[ $mode != uninstall || $purge ]]; then try rm -f "$1"; else kept+=("$1"); fi
+    if [[ $mode == uninstall && ! $purge ]]; then kept+=("$1"); else try rm -f "$1"; fi
 }
 undo_state() {
     [[ -e $state ]] || return 0
-    if [[ $mode != uninstall || $purge ]]; then
-        try rm -rf "$state"
-    else
+    if [[ $mode == uninstall && ! $purge ]]; then
         kept+=("$state")
-        try chown -R root:root "$state" # systemd gives it back to the service's user
+        try chown -R root:root "$state" # for its user may go; systemd gives it to the next one
+    else
+        try rm -rf "$state"
     fi
 }
 
 make_folder() {
-    if [[ -d $1 ]]; then return; fi
+    if [[ -d $1 ]]; then return 0; fi
     make_folder "$(dirname "$1")"
     note folder "$1"
     run mkdir "$1"
 }
-undo_folder() {
-    [[ -d $1 ]] || return 0
-    try rmdir --ignore-fail-on-non-empty "$1"
-}
-
-undo_tree() {
-    [[ $1 == "$prefix"* ]] || return 1
-    # What could not be undone is still to be found in here by the next run.
-    [[ $1 != "$prefix" || ${#problems[@]} == 0 ]] || return 0
-    try rm -rf "$1"
-}
-
-undo_unfinished() { try rm -rf "$1"; }
+undo_folder() { [[ ! -d $1 ]] || try rmdir --ignore-fail-on-non-empty "$1"; }
 
 make_link() { # LINK TARGET
-    if [[ -L $1 && $(readlink "$1") == "$2" ]]; then return; fi
+    if [[ $(readlink "$1") == "$2" ]]; then return 0; fi
     make_folder "$(dirname "$1")"
     note link "$1" "$2"
     run ln -sfn "$2" "$1"
 }
-undo_link() {
-    [[ $(readlink "$1") == "$2" ]] || return 0
-    try rm -f "$1"
-}
+undo_link() { [[ $(readlink "$1") != "$2" ]] || try rm -f "$1"; }
 
-# One rename: there is no moment without a version.
-switch_to() { # what `current` is to point to
+undo_unfinished() { try rm -rf "$1"; }
+# With everything in it, the journal too; without that, what could not be undone would be forgotten.
+undo_home() { ((${#problems[@]})) || try rm -rf "$prefix"; }
+
+# One rename, so there is no moment without a version.
+switch_to() { # versions/NAME
     run ln -sfn "$1" "$prefix/current.new"
     run mv -fT "$prefix/current.new" "$prefix/current"
 }
-undo_switched() {
-    if [[ $1 == none ]]; then try rm -f "$prefix/current"; else switch_to "$1"; fi
-}
+undo_switched() { if [[ $1 == none ]]; then try rm -f "$prefix/current"; else switch_to "$1"; fi; }
 
 package_names() {
     if command -v dpkg-query >/dev/null; then
@@ -422,96 +394,104 @@ package_names() {
     fi | sort -u
 }
 
-# Notes what became installed that was not, whether or not the command succeeds; that is what it returns.
-install_packages() { # COMMAND...
-    local before added status=0 policy=/usr/sbin/policy-rc.d
+# Whatever comes of it, what is installed afterwards and was not before is noted.
+install_packages() { # NAME...
+    local before after status=0 policy=/usr/sbin/policy-rc.d get
+    if command -v apt-get >/dev/null; then
+        get=(apt-get install --quiet --yes --no-install-recommends)
+        try apt-get update --quiet || true # if that fails, what it got last time may do
+    else
+        get=(dnf --quiet --assumeyes install)
+        policy=''
+    fi
     if [[ $dry ]]; then
-        plan "$@"
-        return
+        try "${get[@]}" "$@"
+        return 0
     fi
     before=$(package_names)
-    if [[ ! -e $policy ]] && command -v apt-get >/dev/null; then
+    if [[ $policy && ! -e $policy ]]; then
         # Debian would start what it installs; here that is done when everything is in its place.
         note unfinished "$policy"
         printf '#!/bin/sh\nexit 101\n' >"$policy"
         chmod 755 "$policy"
-        DEBIAN_FRONTEND=noninteractive NEEDRESTART_SUSPEND=1 try "$@" || status=$?
-        rm "$policy"
     else
-        DEBIAN_FRONTEND=noninteractive NEEDRESTART_SUSPEND=1 try "$@" || status=$?
+        policy=''
     fi
-    mapfile -t added < <(comm -13 <(printf '%s\n' "$before") <(package_names))
-    if ((${#added[@]})); then
-        note packages "${added[@]}"
-        tell "new packages: ${added[*]}"
+    try "${get[@]}" "$@" || status=$?
+    [[ ! $policy ]] || rm "$policy"
+    mapfile -t after < <(package_names | comm -13 <(printf '%s\n' "$before") -)
+    if ((${#after[@]})); then
+        part=packages note packages "${after[@]}"
+        tell "new packages: ${after[*]}"
     fi
     return "$status"
 }
 undo_packages() {
     local remove=(rpm --erase)
-    if command -v dpkg-query >/dev/null; then remove=(dpkg --purge); fi
+    ! command -v dpkg-query >/dev/null || remove=(dpkg --purge)
     if [[ $mode == uninstall && ! $purge ]]; then
-        kept+=("packages: to remove them, ${remove[*]} $*")
-    elif [[ $dry ]]; then
-        plan "${remove[@]}" "$@"
+        kept+=("packages that were installed for it: ${remove[*]} $*")
     else
-        try "${remove[@]}" "$@" || kept+=("packages $*: ${remove[*]} says ${output%%$'\n'*}")
+        # Both refuse to remove what others need.
+        try "${remove[@]}" "$@" || kept+=("packages $*: ${output%%$'\n'*}")
     fi
 }
 
 undo_group() {
     if getent group "$1" >/dev/null && ! id "$1" &>/dev/null; then try groupdel "$1"; fi
 }
-# The user is Ollama's as soon as Ollama is there.
+# The user stays as soon as it is Ollama's.
 undo_user() {
     local home=/usr/share/$1
     id "$1" &>/dev/null || return 0
-    if command -v ollama >/dev/null || is_loaded ollama.service ||
+    if command -v ollama >/dev/null || [[ $(shown User ollama.service) == "$1" ]] ||
         [[ -d $home && $(ls -A "$home") ]] ||
         [[ ! $dry && $(find /proc -mindepth 1 -maxdepth 1 -user "$1" -print -quit 2>/dev/null) ]]; then
-        kept+=("the user $1: Ollama, or a process, uses it")
-        return 0
+        kept+=("the user $1, for Ollama or a process uses it")
+    else
+        try userdel "$1" && { [[ ! -d $home ]] || try rmdir "$home"; }
     fi
-    try userdel "$1" && { [[ ! -d $home ]] || try rmdir "$home"; }
 }
 
-# Units whose files have changed; what is noted after this one is undone before systemd is told.
+# Noted before the files of units, so that systemd hears of it when they are as they were.
 undo_units() {
     try systemctl daemon-reload
     [[ $dry ]] || systemctl reset-failed "$service" "$socket" &>/dev/null || true
 }
-
 enable() {
-    if [[ $(systemctl is-enabled "$1" 2>/dev/null) == enabled ]]; then return; fi
+    if [[ $(systemctl is-enabled "$1" 2>/dev/null) == enabled ]]; then return 0; fi
     note enabled "$1"
     run systemctl enable "$1"
 }
 undo_enabled() { ! is_loaded "$1" || try systemctl disable "$1"; }
 undo_started() { ! is_loaded "$1" || try systemctl stop "$1"; }
 
-# The service as it ran before: with the old units and the old version, which are back by now.
-undo_service() { # WAS-ACTIVE
+# The service that ran before this run, for the old version and the old units are back by now.
+undo_service() { # WHAT-IT-WAS
     [[ $1 == active ]] || return 0
     old=$(readlink "$prefix/current")
     try systemctl daemon-reload
-    systemctl reset-failed "$service" 2>/dev/null
-    if [[ ! $restart ]] && try timeout 20 systemctl reload "$service" && await_version "$old" 10; then return; fi
-    try timeout "$timeout" systemctl restart "$service" && await_version "$old" "$timeout"
+    if [[ ! $restart ]] && renew reload "$old" 10; then return 0; fi
+    systemctl reset-failed "$service" &>/dev/null
+    renew restart "$old" "$timeout"
 }
 
-is_loaded() { [[ $(systemctl show --property LoadState --value "$1") == loaded ]]; }
-
 # ---- finding out -----------------------------------------------------------------------------------
+
+shown() { systemctl show --property "$1" --value "$2"; }
+is_loaded() { [[ $(shown LoadState "$1") == loaded ]]; }
+is_active() { [[ $(systemctl is-active "$1") == active ]]; }
+last_lines() { journalctl --quiet --no-pager --output=cat --unit="$1" --lines=6 --since=-2min 2>/dev/null || true; }
 
 megabytes_free() {
     local folder=$prefix
     while [[ ! -d $folder ]]; do folder=$(dirname "$folder"); done
-    df --output=avail -BM "$folder" | tr -dc '0-9\n' | tail -n 1
+    df --output=avail -BM "$folder" | tail -n 1 | tr -dc '0-9'
 }
 
-# Asks a URL by way of no proxy; prints the answer, fails unless it is a 200 within 5 s.
+# The answer of a URL, asked by way of no proxy; fails unless it is a 200 within 5 s.
 fetch() {
-    "$python" -I -c '
+    "${python:-$prefix/current/bin/python}" -I -c '
 import sys, urllib.request
 opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 sys.stdout.buffer.write(opener.open(sys.argv[1], timeout=5).read())
@@ -522,7 +502,7 @@ await_answer() { # URL SECONDS
     local deadline=$((SECONDS + $2))
     if [[ $dry ]]; then
         tell "+ wait for $1"
-        return
+        return 0
     fi
     until fetch "$1" >/dev/null; do
         ((SECONDS < deadline)) || return 1
@@ -530,23 +510,30 @@ await_answer() { # URL SECONDS
     done
 }
 
-# Waits until the service is ready and runs from that version: after a reload the old process still
-# answers for a moment.
-await_version() { # versions/NAME SECONDS
-    local deadline=$((SECONDS + $2)) pid
-    find_url
+# Reloads or restarts the service, and waits until it is ready and runs from that version: after a
+# reload the old process goes on answering for a moment.
+renew() { # reload|restart versions/NAME SECONDS
+    local deadline=$((SECONDS + $3)) restarts pid
+    restarts=$(shown NRestarts "$service")
+    try timeout "$3" systemctl "$1" "$service" || return 1
+    [[ $1 == reload ]] || restarts=0
+    listens
+    url=${REPLY%% *}
+    url=http://${url/#0.0.0.0:/127.0.0.1:}
+    url=${url/'//[::]:'/'//[::1]:'}
     if [[ $dry ]]; then
-        tell "+ wait for $url/-/ready"
-        return
+        await_answer "$url/-/ready" 0
+        return 0
     fi
-    until pid=$(systemctl show --property MainPID --value "$service") && ((pid)) &&
-        grep -Fqs "$prefix/$1/" "/proc/$pid/maps" && fetch "$url/-/ready" >/dev/null; do
-        ((SECONDS < deadline)) || return 1
+    until pid=$(shown MainPID "$service") && ((pid)) && grep -Fqs "$prefix/$2/" "/proc/$pid/maps" &&
+        fetch "$url/-/ready" >/dev/null; do
+        # Where systemd had to start it again, it has failed.
+        ((SECONDS < deadline && $(shown NRestarts "$service") <= restarts)) || return 1
         sleep 0.2
     done
 }
 
-# Settings as text: REPLY is the value of NAME, or empty.
+# REPLY is the value of a setting, or empty.
 value_in() { # TEXT NAME
     local line pattern="^[[:space:]]*$2[[:space:]]*=[[:space:]]*(.*)"
     REPLY=''
@@ -559,7 +546,8 @@ value_in() { # TEXT NAME
     done <<<"$1"
 }
 
-# REPLY is TEXT with NAME set to VALUE, in the place of its line or of the one that is commented out.
+# REPLY is TEXT with a setting, in the place of its line or of the one that is commented out. Within
+# quotes nothing has a meaning, so that none has to be escaped.
 set_in() { # TEXT NAME VALUE
     local line result='' pending=yes pattern="^[[:space:]]*$2[[:space:]]*="
     [[ $'\n'$1 =~ $'\n'[[:space:]]*"$2"[[:space:]]*= ]] || pattern="^#$2="
@@ -573,30 +561,23 @@ set_in() { # TEXT NAME VALUE
     REPLY=${result%$'\n'}
 }
 
-# REPLY is where the agent listens by the settings in TEXT, addresses apart by spaces.
-listens_in() { # TEXT
-    value_in "$1" OLLAMA_METRICS_LISTEN
+current_settings() { if [[ -e $config ]]; then cat "$config"; fi; }
+
+# REPLY is where the agent listens by the settings, addresses apart by spaces.
+listens() { # [TEXT]
+    value_in "${1-$(current_settings)}" OLLAMA_METRICS_LISTEN
     REPLY=${REPLY//,/ }
     [[ $REPLY ]] || REPLY=0.0.0.0:11435
-}
-
-# The agent's own URL, by the settings in force.
-find_url() {
-    listens_in "$(cat "$config" 2>/dev/null || true)"
-    local address=${REPLY%% *}
-    url=http://${address/#0.0.0.0:/127.0.0.1:}
-    url=${url/'//[::]:'/'//[::1]:'}
 }
 
 # ---- installing and upgrading ----------------------------------------------------------------------
 
 set_up() {
-    local name
     if [[ ! $front ]] && noted front nginx; then front=nginx; fi
     mapfile -t allow_from < <(firewall_addresses)
     steps=6
-    [[ $front != nginx ]] || steps=$((steps + 1))
-    ((${#allow_from[@]} == 0)) || steps=$((steps + 1))
+    [[ ! $front ]] || steps=7
+    [[ ! ${allow_from[*]-} ]] || steps=$((steps + 1))
 
     look_around
     [[ $front != none ]] || take_front_away
@@ -606,169 +587,151 @@ set_up() {
     configure
     deploy
     [[ $front != nginx ]] || put_front
-    ((${#allow_from[@]} == 0)) || open_firewall
+    [[ ! ${allow_from[*]-} ]] || open_firewall
     commit
     tidy
     show
 }
 
 look_around() {
-    local file unit_state
+    local file n
     step 'looking at this host'
     for file in "${sources[@]}" systemd/{$service,$socket,environment}; do
         [[ -r $here/$file ]] || die "there is no $file beside install.sh: run it from a whole checkout of ollama-metrics"
     done
     version=$(sed -n 's/^__version__ = "\(.*\)"$/\1/p' "$here/ollama_metrics/__init__.py")
-    if [[ $wheelhouse ]] && ! compgen -G "$wheelhouse/ollama_metrics-$version-*.whl" >/dev/null; then
+    [[ ! $wheelhouse ]] || compgen -G "$wheelhouse/ollama_metrics-$version-*.whl" >/dev/null ||
         die "there is no wheel of ollama-metrics $version in $wheelhouse: \`make wheelhouse\` makes one"
-    fi
     (($(megabytes_free) >= megabytes_needed)) ||
         die "the disk of $prefix has $(megabytes_free) MB free, and $megabytes_needed are needed"
-    unit_state=$(systemctl is-enabled "$service" 2>/dev/null || true)
-    [[ $unit_state != masked* ]] || die "$service is masked: systemctl unmask $service"
+    [[ $(systemctl is-enabled "$service" 2>/dev/null || true) != masked* ]] ||
+        die "$service is masked: systemctl unmask $service"
     [[ $front != nginx ]] || look_at_ollama
 
     old=$(readlink "$prefix/current" || true)
     was_active=$(systemctl is-active "$service" || true)
-    listens_in "$(cat "$config" 2>/dev/null || true)"
+    listens
     listened=$REPLY
-    for ((name = 1; ; name++)); do
-        venv=$prefix/versions/$version-$name
+    for ((n = 1; ; n++)); do
+        venv=$prefix/versions/$version-$n
         [[ -e $venv ]] || break
     done
-    if [[ $old ]]; then
-        tell "${old#versions/} is installed, and becomes ${venv##*/}"
-    else
-        tell "ollama-metrics is not installed; this makes ${venv##*/}"
-    fi
+    tell "${old:+${old#versions/} is installed; }this makes ${venv##*/}"
 }
 
 # The folder with the journal, which the first change needs.
 begin() {
-    if [[ $dry || -d $work ]]; then return; fi
+    if [[ $dry || -d $work ]]; then return 0; fi
     adopt
     if [[ ! -d ${prefix%/*} ]]; then
         mkdir -p "$prefix"
         note folder "${prefix%/*}"
     fi
     mkdir -p "$prefix/versions" "$work"
-    note tree "$prefix"
+    note home
 }
 
 # The journal of an installation whose own has been lost.
 adopt() {
-    if [[ -e $prefix/installed || ! -e $units/$service ]]; then return; fi
+    if [[ -e $prefix/installed || ! -e $units/$service ]]; then return 0; fi
     tell 'the journal of what is installed is missing: taking it for a default installation'
     mkdir -p "$prefix"
     tr ' ' '\t' >"$prefix/installed" <<END
-base tree $prefix
+base home
 base folder ${config%/*}
 base settings $config
 base state
 base units
 base file $units/$service
 base file $units/$socket
-base link $command $prefix/current/bin/ollama-metrics
+base link $link $prefix/current/bin/ollama-metrics
 base enabled $service
-socket enabled $socket
+base enabled $socket
 base started $service
-socket started $socket
+base started $socket
 END
 }
 
 have_python() {
-    step 'Python 3.9 or newer'
-    find_python || install_python
-    tell "$python, $("$python" -c 'import platform; print(platform.python_version())' 2>/dev/null || true)"
-    have_ports
+    step 'finding Python 3.9 or newer'
+    [[ $python ]] || install_python
+    if [[ -x $python ]]; then
+        tell "$("$python" --version), $python"
+        have_addresses
+        have_ports
+    fi
 }
 
-# In the sandbox of the service there is no /home, and programs are run from /usr and /opt alone.
+# What is asked of a Python, by somebody who is not root.
 readonly usable='
 import sys
 if sys.version_info < (3, 9):
-    sys.exit("it is Python %d.%d.%d, and 3.9 or newer is needed" % sys.version_info[:3])
+    sys.exit("Python %d.%d.%d is older than 3.9" % sys.version_info[:3])
 if sys.prefix != sys.base_prefix:
-    sys.exit("it is a virtual environment")
+    sys.exit("it is in a virtual environment")
 try:
     import ensurepip, venv
 except ImportError:
-    sys.exit("it cannot make virtual environments; python3-venv is missing")
+    sys.exit("it cannot make virtual environments, python3-venv is missing")
 '
 
-# Sets `python`; otherwise `output` is why the last one that was looked at will not do.
+# Sets `python`, or else `why_no_python`. The service reaches no Python but those below /usr and /opt.
 find_python() {
-    local candidate folder name as_nobody=()
+    local candidate candidates=(/usr{,/local}/bin/python3{.14,.13,.12,.11,.10,.9,}) as_nobody=()
+    [[ ! $asked_python ]] || candidates=("$asked_python")
     ((EUID)) || as_nobody=(setpriv --reuid=65534 --regid=65534 --clear-groups)
-    output='there is none'
-    if [[ $python ]]; then
-        output="there is no $python"
-        [[ -x $python ]] || return 1
-        output='it is not below /usr or /opt, and the service reaches no other'
-        [[ $(realpath "$python") =~ ^/(usr|opt)/ ]] || return 1
-        output=$("${as_nobody[@]}" "$python" -I -c "$usable" 2>&1)
-        return
-    fi
-    for folder in /usr/bin /usr/local/bin; do
-        for name in python3.{14,13,12,11,10,9} python3; do
-            candidate=$folder/$name
-            if [[ -x $candidate && $(realpath "$candidate") =~ ^/(usr|opt)/ ]] &&
-                output=$("${as_nobody[@]}" "$candidate" -I -c "$usable" 2>&1); then
-                python=$candidate
-                return
-            fi
-        done
+    why_no_python='there is none'
+    for candidate in "${candidates[@]}"; do
+        [[ -x $candidate ]] || continue
+        why_no_python='it is not below /usr or /opt, and the service reaches no other'
+        [[ $(realpath "$candidate") =~ ^/(usr|opt)/ ]] || continue
+        if why_no_python=$("${as_nobody[@]}" "$candidate" -I -c "$usable" 2>&1 >/dev/null); then
+            python=$candidate
+            return 0
+        fi
+        why_no_python=${why_no_python##*$'\n'}
     done
     return 1
 }
 
 install_python() {
-    local available packages=(python3 python3-venv)
-    [[ ! $python ]] || die "$python will not do: ${output:-it is no Python}"
-    tell "in /usr/bin: $output"
+    local packages=(python3 python3-venv) available name
+    [[ ! $asked_python ]] || die "$asked_python will not do: ${why_no_python:-it is no Python}"
+    tell "none in /usr/bin will do: $why_no_python"
     begin
-    part=packages
-    if command -v apt-get >/dev/null; then
-        install_packages apt-get install --quiet --yes --no-install-recommends "${packages[@]}" ||
-            { try apt-get update --quiet && install_packages apt-get install --quiet --yes --no-install-recommends "${packages[@]}"; } ||
-            die 'no Python will do, and apt-get could not install one' "$output"
-    elif command -v dnf >/dev/null; then
-        # Rocky 8 has the first three, Rocky 9 and 10 a python3 that will do.
+    if command -v dnf >/dev/null && ! command -v apt-get >/dev/null; then
+        # Rocky 8 has all but the last of a use; the last will do on Rocky 9 and 10.
         available=$(dnf --quiet repoquery --queryformat '%{name}\n' python3.12 python3.11 python39 python3 2>/dev/null </dev/null || true)
         packages=()
         for name in python3.12 python3.11 python39 python3; do
-            [[ $'\n'$available$'\n' != *$'\n'$name$'\n'* ]] || packages+=("$name")
+            if grep -Fxq "$name" <<<"$available"; then packages=("$name") && break; fi
         done
-        ((${#packages[@]})) || die 'no Python will do, and dnf finds none: are its repositories reachable?'
-        install_packages dnf --quiet --assumeyes install "${packages[0]}" ||
-            die "no Python will do, and dnf could not install ${packages[0]}" "$output"
-    else
-        die "no Python will do ($output), and there is neither dnf nor apt-get to install one; install Python 3.9 or newer, or give one with --python"
+        ((${#packages[@]})) || die 'no Python will do, and dnf knows of none: can it reach its repositories?'
+    elif ! command -v apt-get >/dev/null; then
+        die "no Python will do ($why_no_python), and neither dnf nor apt-get is here: install Python 3.9 or newer, or give one with --python"
     fi
-    part=base
-    if [[ $dry ]]; then
-        python=/usr/bin/python3
-    else
-        find_python || die "Python 3.9 or newer is needed, and this system has none ($output); give one with --python"
-    fi
+    install_packages "${packages[@]}" || die "no Python will do, and ${packages[*]} could not be installed" "$output"
+    [[ $dry ]] || find_python ||
+        die "Python 3.9 or newer is needed, and this system has none: $why_no_python; give one with --python"
+    python=${python:-/usr/bin/python3}
 }
 
-# Whether what we are to listen on is free, before anything is changed. What our own service listens
-# on already is no hindrance.
+have_addresses() {
+    output=$("$python" -I -c 'import ipaddress, sys; [ipaddress.ip_network(a, False) for a in sys.argv[1:]]' \
+        "${allow_from[@]}" "${front_allow[@]}" 2>&1) ||
+        die "${output#*ValueError: }; give an address or a network, such as 192.0.2.10 or 192.0.2.0/24"
+}
+
+# Whether everything that is to be listened on is free. What the service has already is no hindrance.
 have_ports() {
     local own='' wanted=() address problem owner
-    [[ -x $python ]] || return 0
-    if [[ $was_active == active || $(systemctl is-active "$socket") == active ]]; then
-        listens_in "$(cat "$config" 2>/dev/null || true)"
-        own=" ${REPLY//[^ ]*:/} "
-    fi
+    if [[ $was_active == active ]] || is_active "$socket"; then own=" ${listened//[^ ]*:/} "; fi
     wanted_settings
-    listens_in "$REPLY"
+    listens "$REPLY"
     for address in $REPLY; do
         [[ $own == *" ${address##*:} "* ]] || wanted+=("$address")
     done
     [[ $front != nginx ]] || noted front nginx || wanted+=(127.0.0.1:11436)
-    ((${#wanted[@]})) || return 0
     problem=$("$python" -I -c '
 import socket, sys
 for address in sys.argv[1:]:
@@ -783,15 +746,15 @@ for address in sys.argv[1:]:
         continue  # the agent itself says better what is wrong with it
     except OSError as error:
         sys.exit("%s\t%s" % (address, error.strerror))
-' "${wanted[@]}" 2>&1) && return
+' "${wanted[@]}" 2>&1) && return 0
     address=${problem%%$'\t'*}
     owner=$(ss -Hltnp "sport = :${address##*:}" 2>/dev/null | grep -oE '"[^"]+",pid=[0-9]+' | head -n 1 | tr -d '"' || true)
-    die "nothing can listen on $address: ${problem#*$'\t'}${owner:+, by ${owner/,pid=/, process }}; free it, or give another --listen"
+    die "nothing can listen on $address: ${problem#*$'\t'}${owner:+ by ${owner/,pid=/, process }}; free it, or give another --listen"
 }
 
 have_user() {
     local groups
-    step 'the user ollama'
+    step 'making the user ollama, if Ollama has not'
     begin
     if ! getent group ollama >/dev/null; then
         note group ollama
@@ -803,7 +766,6 @@ have_user() {
         run useradd --system --gid ollama ${groups:+--groups "$groups"} --shell /bin/false \
             --home-dir /usr/share/ollama --no-create-home ollama
         run install -d -o ollama -g ollama /usr/share/ollama
-        tell 'made, as Ollama makes it'
     fi
 }
 
@@ -815,142 +777,128 @@ as_ollama() { # COMMAND...
 
 build() {
     local pip=("$venv/bin/python" -I -m pip --quiet --disable-pip-version-check --no-input --no-cache-dir) file
-    step "ollama-metrics $version in a virtual environment of its own"
+    step "installing ollama-metrics $version into a virtual environment of its own"
     note unfinished "$venv"
     run "$python" -I -m venv "$venv"
     if [[ $wheelhouse ]]; then
         run "${pip[@]}" --isolated install --no-index --find-links "$wheelhouse" "ollama-metrics==$version"
     else
-        # A copy, for building leaves files where it is done, and of root's.
+        # From a copy, for building leaves files where it is done.
         run mkdir -p "$work/source" "$work/tmp"
         for file in "${sources[@]}"; do run cp -R "$here/$file" "$work/source"; done
-        run rm -rf "$work/source/ollama_metrics/__pycache__"
         try env TMPDIR="$work/tmp" PIP_RETRIES=1 "${pip[@]}" install "$work/source" || pip_failed
     fi
-    # It has done its work, and is 9 of 10 megabytes and much to attack.
+    # Done with: it is nine tenths of the whole, and much to attack.
     run "${pip[@]}" uninstall --yes pip setuptools
     run "$venv/bin/python" -I -m compileall -q "$venv/lib"
 }
 
 pip_failed() {
-    if [[ $output =~ (NewConnectionError|ConnectTimeout|ConnectionError|ReadTimeout|ProxyError|SSLError|No matching distribution) ]]; then
+    [[ ! $output =~ (NewConnectionError|ConnectTimeout|ConnectionError|ReadTimeout|ProxyError|SSLError|No matching distribution) ]] ||
         die 'pip reaches no package index: connect this host, or fill a wheelhouse elsewhere (make wheelhouse) and give it with --wheelhouse'
-    fi
     die 'pip could not install ollama-metrics' "$output"
 }
 
-# REPLY is the text of the settings as this run leaves them, `beside` is set if the template is to go
-# beside what the operator has changed.
+# REPLY is the text of the settings as this run is to leave them. `ours` tells whether nobody else has
+# written them, `beside` whether the template goes beside them: it is new, and they are not ours.
 wanted_settings() {
-    local template text name value i before=''
-    local -A given=()
+    local template text name i before given=''
     template=$(<"$here/systemd/environment")
-    beside=''
-    text=$template
+    text=$template ours=yes beside=''
     if [[ -e $config ]]; then
         before=$(<"$config")
-        if [[ -e $prefix/environment.written && $before == "$(<"$prefix/environment.written")" ]]; then
-            # Nobody but an earlier run has written it: the new template, with what was set in the old.
-            for name in $(setting_names); do
-                name=$(variable "--$name")
-                value_in "$before" "$name"
-                if [[ $REPLY ]]; then
-                    set_in "$text" "$name" "$REPLY"
-                    text=$REPLY
-                fi
-            done
-        else
+        [[ $before == "$(cat "$prefix/environment.written" 2>/dev/null)" ]] || ours=''
+        # The template, with what is set in the file.
+        for name in $(setting_names); do
+            name=$(variable "$name")
+            value_in "$before" "$name"
+            if [[ $REPLY ]]; then set_in "$text" "$name" "$REPLY" && text=$REPLY; fi
+        done
+        if [[ ! $ours && $text != "$before" ]]; then
             text=$before
-            [[ $template == "$(cat "$prefix/environment.template" 2>/dev/null || true)" ]] || beside=yes
+            [[ $template == "$(cat "$prefix/environment.template" 2>/dev/null)" ]] || beside=yes
         fi
     fi
     for ((i = 0; i < ${#settings[@]}; i += 2)); do
-        name=${settings[i]} value=${settings[i + 1]}
-        if [[ $name == OLLAMA_METRICS_LISTEN && ${given[$name]-} ]]; then value="${given[$name]} $value"; fi
-        given[$name]=$value
+        name=${settings[i]} REPLY=${settings[i + 1]}
+        if [[ $name == OLLAMA_METRICS_LISTEN ]]; then given+=${given:+ }$REPLY && REPLY=$given; fi
+        set_in "$text" "$name" "$REPLY" && text=$REPLY
     done
-    if [[ $front == nginx ]]; then : "${given[OLLAMA_METRICS_LISTEN]:=$agent_behind_front}"; fi
-    for name in "${!given[@]}"; do
-        set_in "$text" "$name" "${given[$name]}"
-        text=$REPLY
-    done
+    if [[ $front == nginx && ! $given ]]; then
+        set_in "$text" OLLAMA_METRICS_LISTEN "$agent_address" && text=$REPLY
+    fi
     REPLY=$text
 }
 
-# The settings, and the new version tried with them as the service's user, before anything is switched.
+# The settings, and the new version with them as the service's user, tried before anything is switched.
 configure() {
-    local text before
+    local text
     step 'trying it as the user ollama'
     wanted_settings
     text=$REPLY
-    if [[ ! $dry ]]; then printf '%s\n' "$text" >"$work/environment"; fi
+    [[ $dry ]] || printf '%s\n' "$text" >"$work/environment"
     as_ollama "$venv/bin/python" -I -m ollama_metrics check --config "$work/environment" ||
         die "the settings will not do: ${output//$work\/environment/$config}"
     as_ollama "$venv/bin/python" -I -m ollama_metrics once --config "$work/environment" ||
-        die "the new version gives no reading as the user ollama" "$output"
-    if [[ $front == nginx ]]; then
-        value_in "$(cat "$config" 2>/dev/null || true)" OLLAMA_METRICS_LISTEN
-        before=$REPLY
-        value_in "$text" OLLAMA_METRICS_LISTEN
-        [[ $REPLY == "$before" ]] || part=front note listen "${before:--}" "$REPLY"
-    fi
+        die 'the new version does not work as the user ollama' "$output"
+
+    note service "$was_active" # undone when the settings and all else are as they were
+    [[ $front != nginx ]] || note_address "$text"
     kind=settings put "$config" "$text"
-    [[ ! $written ]] || tell "settings in $config"
+    [[ ! $ours ]] || put "$prefix/environment.written" "$text"
     if [[ $beside ]]; then
         put "$config.new" "$(<"$here/systemd/environment")"
-        tell "you have changed $config: it stays, and what is new stands in $config.new"
-    else
-        put "$prefix/environment.written" "$text"
+        tell "you have changed $config, which stays; what is new is beside it, in environment.new"
     fi
     put "$prefix/environment.template" "$(<"$here/systemd/environment")"
 }
 
-# From here on something is different for those who ask.
+# From here on there is a difference for those who ask.
 deploy() {
-    local enabled drop_in=$units/$service.d/10-restart-backoff.conf socket_was
-    step 'the service'
-    enabled=$(systemctl is-enabled "$service" 2>/dev/null || true)
+    local was_enabled socket_was socket_differs
+    step 'starting the service'
+    was_enabled=$(systemctl is-enabled "$service" 2>/dev/null || true)
     socket_was=$(systemctl is-active "$socket" || true)
     [[ $socket_was != active ]] || with_socket=yes
-    note service "$was_active"
     note state
     note units
-    restart='' socket_changed=''
     # A reload keeps the sockets, and 0.0.0.0:PORT cannot be had beside 127.0.0.1:PORT.
-    listens_in "$(cat "$config" 2>/dev/null || true)"
+    listens
+    restart=''
     [[ $REPLY == "$listened" ]] || restart=yes
-    put_unit "$units/$service" "$(<"$here/systemd/$service")"
+    put_unit "$service"
     # Older ones would complain of settings that they do not know.
-    if (($(systemctl --version | sed -n '1s/^systemd \([0-9]*\).*/\1/p') >= 254)); then
-        put_unit "$drop_in" "$(<"$here/systemd/${drop_in##*/}")"
+    (($(systemctl --version | sed -n '1s/^systemd \([0-9]*\).*/\1/p') < 254)) ||
+        put_unit "$service.d/10-restart-backoff.conf" "$(<"$here/systemd/10-restart-backoff.conf")"
+    put_unit "$socket"
+    socket_differs=$written
+    if [[ $with_socket ]]; then
+        put_unit "$socket.d/10-listen.conf" $'[Socket]\nListenStream=\n'"$(tr ' ' '\n' <<<"$REPLY" | sed 's/^/ListenStream=/')"
+        socket_differs+=$written
     fi
-    put_unit "$units/$socket" "$(<"$here/systemd/$socket")"
-    socket_changed=$written
-    [[ ! $with_socket ]] || put_socket_addresses
     put "$prefix/install.sh" "$(<"$here/install.sh")" 755
-    if [[ -e $command && $(readlink "$command") != "$prefix"/* ]]; then
-        tell "$command is not ours and stays; the command is $prefix/current/bin/ollama-metrics"
+    if [[ -e $link && $(readlink "$link") != "$prefix"/* ]]; then
+        tell "$link is not ours and stays; the command is $prefix/current/bin/ollama-metrics"
     else
-        make_link "$command" "$prefix/current/bin/ollama-metrics"
+        make_link "$link" "$prefix/current/bin/ollama-metrics"
     fi
     note switched "${old:-none}"
     switch_to "${venv#"$prefix/"}"
     label "$prefix" "${config%/*}" "$units/$service" "$units/$socket"
     [[ ! $restart ]] || run systemctl daemon-reload
 
-    if [[ $old && $was_active != active && $enabled == disabled ]]; then
-        tell "$service is stopped and disabled, and stays so: systemctl enable --now $service"
-        return
+    if [[ $old && $was_active != active && $was_enabled == disabled ]]; then
+        tell "it is stopped and disabled, and stays so: systemctl enable --now ollama-metrics"
+        return 0
     fi
-    # Who disabled a service that runs has a reason.
+    # Somebody who disabled a service that runs has a reason.
     [[ $old ]] || enable "$service"
-    [[ ! $with_socket ]] || start_socket
-    start || die "version $version did not get ready within $timeout s; its last lines:" "$(last_lines "$service")"
-    tell "ready, at $url/metrics"
+    if [[ $with_socket && ($socket_was != active || $socket_differs) ]]; then start_socket; fi
+    start || die "version $version did not get ready within $timeout s; it said last:" "$(last_lines "$service")"
 }
 
-put_unit() { # PATH TEXT
-    put "$@"
+put_unit() { # NAME [TEXT]
+    put "$units/$1" "${2-$(<"$here/systemd/$1")}"
     [[ ! $written ]] || restart=yes
 }
 
@@ -958,23 +906,10 @@ label() {
     if command -v selinuxenabled >/dev/null && selinuxenabled; then run restorecon -R "$@"; fi
 }
 
-put_socket_addresses() {
-    local text=$'[Socket]\nListenStream=' address
-    listens_in "$(cat "$config" 2>/dev/null || true)"
-    for address in $REPLY; do text+=$'\n'"ListenStream=$address"; done
-    part=socket
-    put_unit "$units/$socket.d/10-listen.conf" "$text"
-    part=base
-    socket_changed+=$written
-}
-
-# The service gives the port to the socket, so it is down for this once.
+# The service has to let go of the port once.
 start_socket() {
-    [[ $socket_was != active || $socket_changed ]] || return 0
-    part=socket
     enable "$socket"
     note started "$socket"
-    part=base
     run systemctl stop "$service"
     run systemctl restart "$socket"
     restart=yes
@@ -982,30 +917,28 @@ start_socket() {
 
 start() {
     if [[ $was_active == active && ! $restart ]]; then
-        try timeout "$timeout" systemctl reload "$service" || return
+        renew reload "${venv#"$prefix/"}" "$timeout"
     else
         note started "$service"
-        try timeout "$timeout" systemctl restart "$service" || return
+        renew restart "${venv#"$prefix/"}" "$timeout"
     fi
-    await_version "${venv#"$prefix/"}" "$timeout"
 }
 
-last_lines() { journalctl --quiet --no-pager --output=cat --unit="$1" --lines=6 --since=-2min 2>/dev/null || true; }
-
-# The version before stays, for who wants it back: see docs/OPERATIONS.md.
+# The version before stays, for who wants it back: docs/OPERATIONS.md.
 tidy() {
     local folder
-    doing='removing older versions'
+    [[ ! $dry ]] || return 0
+    doing='removing what is no longer needed'
     for folder in "$prefix"/versions/*; do
-        if [[ ! $dry && $folder != "$venv" && $folder != "$prefix/$old" ]]; then rm -rf "$folder"; fi
+        if [[ $folder != "$venv" && $folder != "$prefix/$old" ]]; then rm -rf "$folder"; fi
     done
-    [[ $dry ]] || drop_old_rules
+    close_old_ports
 }
 
 show() {
     local answer
     [[ $front != nginx ]] || url=http://127.0.0.1:11434
-    if [[ ! $dry ]] && answer=$(fetch "$url/metrics"); then
+    if [[ ! $dry && $url ]] && answer=$(fetch "$url/metrics"); then
         say
         say "$url/metrics answers:"
         tell "${answer:0:180} ..."
@@ -1019,172 +952,160 @@ show() {
 
 # ---- the firewall ----------------------------------------------------------------------------------
 
-# All addresses that the ports are to be open for: those of this run and of those before.
+# For whom the ports are to be open: those of this run and of those before.
 firewall_addresses() {
     {
-        if ((${#allow_from[@]})); then printf '%s\n' "${allow_from[@]}"; fi
-        sed -n 's/^firewall\trule\t\([^\t]*\)\t.*/\1/p' "$prefix/installed" 2>/dev/null || true
-    } | sort -u
+        printf '%s\n' "${allow_from[@]}"
+        cut -f 2-3 "$prefix/installed" 2>/dev/null | sed -n 's/^rule\t//p' || true
+    } | sed '/^$/d' | sort -u
 }
 
 ports() {
     if [[ $front == nginx ]]; then
         echo 11434
     else
-        listens_in "$(cat "$config" 2>/dev/null || true)"
+        listens
         tr ' ' '\n' <<<"$REPLY" | sed 's/.*://' | sort -u
     fi
 }
 
-rule() { # ADDRESS PORT
+rich_rule() { # ADDRESS PORT
     local family=ipv4
     [[ $1 != *:* ]] || family=ipv6
     printf 'rule family="%s" source address="%s" port port="%s" protocol="tcp" accept' "$family" "$1" "$2"
 }
 
 open_firewall() {
-    local address port
-    step 'the firewall'
+    local address port rule
+    step 'opening the firewall'
     part=firewall
     for port in $(ports); do
         for address in "${allow_from[@]}"; do
+            rule=$(rich_rule "$address" "$port")
             if ! firewall-cmd --state &>/dev/null; then
-                tell "firewalld does not run. If another firewall does, open port $port to $address, by one of"
+                tell "firewalld does not run; if another firewall does, open port $port to $address, by one of"
                 tell "    ufw allow proto tcp from $address to any port $port"
-                tell "    nft add rule inet filter input $([[ $address == *:* ]] && echo ip6 || echo ip) saddr $address tcp dport $port accept"
-            elif ! noted firewall rule "$address"$'\t'"$port" &&
-                firewall-cmd --quiet --permanent --query-rich-rule="$(rule "$address" "$port")" &>/dev/null; then
-                tell "port $port is open to $address already"
-            else
+                tell "    nft add rule inet filter input ip$([[ $address != *:* ]] || echo 6) saddr $address tcp dport $port accept"
+            elif noted firewall rule "$address"$'\t'"$port" ||
+                ! firewall-cmd --permanent --query-rich-rule="$rule" &>/dev/null; then
                 note rule "$address" "$port"
-                run firewall-cmd --quiet --permanent --add-rich-rule="$(rule "$address" "$port")"
-                run firewall-cmd --quiet --add-rich-rule="$(rule "$address" "$port")"
-                tell "port $port is open to $address"
+                run firewall-cmd --permanent --add-rich-rule="$rule"
+                run firewall-cmd --add-rich-rule="$rule"
             fi
         done
     done
     part=base
 }
 undo_rule() { # ADDRESS PORT
+    local rule
     command -v firewall-cmd >/dev/null || return 0
+    rule=$(rich_rule "$@")
     if firewall-cmd --state &>/dev/null; then
-        try firewall-cmd --quiet --remove-rich-rule="$(rule "$@")" || true
-        try firewall-cmd --quiet --permanent --remove-rich-rule="$(rule "$@")"
+        try firewall-cmd --remove-rich-rule="$rule"
+        try firewall-cmd --permanent --remove-rich-rule="$rule"
     else
-        try firewall-offline-cmd --remove-rich-rule="$(rule "$@")"
+        try firewall-offline-cmd --remove-rich-rule="$rule"
     fi
 }
 
-# Rules for a port that is in use no more, for the front was put in place or taken away.
-drop_old_rules() {
-    local address port
-    sed -n 's/^firewall\trule\t//p' "$prefix/installed" | while IFS=$'\t' read -r address port; do
-        if ! ports | grep -qx "$port"; then
-            undo_rule "$address" "$port" || tell "the rule for port $port stays in firewalld: $output"
-            sed -i "\\#^firewall\trule\t$address\t$port\$#d" "$prefix/installed"
+# Since the front was put in place or taken away, or the agent listens elsewhere.
+close_old_ports() {
+    local kind address port
+    while IFS=$'\t' read -r _ kind address port; do
+        if [[ $kind == rule ]] && ! ports | grep -Fx "$port" >/dev/null; then
+            undo_rule "$address" "$port" || tell "firewalld keeps port $port open: $output"
+            sed -i "\|^firewall\trule\t$address\t$port\$|d" "$prefix/installed"
         fi
-    done
+    done < <(cat "$prefix/installed")
 }
 
 # ---- nginx on Ollama's port ------------------------------------------------------------------------
 #
-# Ollama and nginx cannot both have port 11434, so there is a moment without an answer on it; what can
-# go wrong is tried before. When it goes wrong afterwards, nginx is taken away first, then Ollama is
-# put back, and whether it answers there is looked at: the journal is undone from its end.
+# nginx and Ollama cannot both have port 11434, so there is a moment without an answer on it, and what
+# can be tried is tried before. When something goes wrong afterwards, nginx is taken away first and
+# then Ollama is put back and looked at, for that is the journal from its end.
 
 readonly ollama_url=http://127.0.0.1:11434/api/version moved_url=http://127.0.0.1:11436/api/version
-readonly agent_behind_front=127.0.0.1:11435
+readonly agent_address=127.0.0.1:11435
 readonly nginx_folder=/etc/nginx/ollama-metrics
 
 look_at_ollama() {
     local file
-    for file in "$tls_cert" "$tls_key"; do
-        [[ ! $file || -r $file ]] || die "there is no $file to read"
+    for file in $tls_cert $tls_key; do
+        [[ -r $file ]] || die "there is no $file to read"
     done
-    noted front nginx && return
-    is_loaded ollama.service ||
-        die 'there is no ollama.service to put nginx in front of; install Ollama first'
-    [[ $(systemctl is-active ollama.service) == active ]] ||
-        die 'ollama.service does not run: systemctl start ollama'
+    if noted front nginx; then return 0; fi
+    is_loaded ollama.service || die 'there is no ollama.service to put nginx in front of: install Ollama first'
+    is_active ollama.service || die 'ollama.service does not run: systemctl start ollama'
+    [[ ! $python ]] || fetch "$ollama_url" >/dev/null ||
+        die "Ollama does not answer at $ollama_url, and the front is made for one that does: look at its OLLAMA_HOST"
 }
 
 put_front() {
-    local new='' nginx_was file text folder=$here/deploy/nginx
-    step "nginx on Ollama's port"
-    command -v nginx >/dev/null || install_nginx
-    if ! noted front nginx; then
-        new=yes
-        [[ $dry ]] || fetch "$ollama_url" >/dev/null ||
-            die "Ollama does not answer at $ollama_url; is OLLAMA_HOST another? The front takes over port 11434"
-    fi
+    local nginx_was file=deploy/nginx text
+    step "putting nginx on Ollama's port"
     part=front
+    command -v nginx >/dev/null || install_nginx
     nginx_was=$(systemctl is-active nginx.service || true)
     ! command -v selinuxenabled >/dev/null || ! selinuxenabled || permit_nginx
 
-    # Noted first, undone last; it counts only when systemd reads it.
+    # Noted first, for it is undone last. The drop-in counts when systemd reads it, not before.
     note ollama
-    put "$units/ollama.service.d/zz-ollama-metrics-front.conf" "$(<"$folder/ollama.service.d/zz-ollama-metrics-front.conf")"
+    put "$units/ollama.service.d/zz-ollama-metrics-front.conf" "$(<"$here/deploy/nginx/ollama.service.d/zz-ollama-metrics-front.conf")"
     noted front nginx || note nginx "$nginx_was"
     note reloaded
-    put /etc/nginx/conf.d/ollama-metrics.conf "$(<"$folder/ollama-metrics.conf")"
+    put /etc/nginx/conf.d/ollama-metrics.conf "$(<"$here/deploy/nginx/ollama-metrics.conf")"
+    # These two are the operator's as soon as they are there.
     if [[ $tls_cert || ! -e $nginx_folder/listen.conf ]]; then put_listen; fi
-    if [[ ${front_allow[*]-} || ! -e $nginx_folder/allow.conf ]]; then
-        text=$(<"$folder/allow.conf")
-        if ((${#front_allow[@]})); then
-            text=${text/%allow all;/"$(printf 'allow %s;\n' "${front_allow[@]}" 127.0.0.1 ::1)"$'\n'deny all;}
-        fi
-        put "$nginx_folder/allow.conf" "$text"
-    fi
+    if [[ ${front_allow[*]-} || ! -e $nginx_folder/allow.conf ]]; then put_allow; fi
     label /etc/nginx "$units/ollama.service.d"
     try nginx -t || die 'nginx does not take the configuration of the front' "$output"
 
-    [[ ! $new ]] || move_ollama
+    noted front nginx || move_ollama
     if [[ $nginx_was == active ]]; then
         run systemctl reload nginx.service
     else
         enable nginx.service
         try systemctl start nginx.service || die 'nginx does not start' "$(last_lines nginx.service)"
     fi
-    for text in "$ollama_url" http://127.0.0.1:11434/metrics; do
-        await_answer "$text" 15 || die "there is no answer at $text through nginx" "$(last_lines nginx.service)"
+    for file in "$ollama_url" http://127.0.0.1:11434/metrics; do
+        await_answer "$file" 15 || die "there is no answer at $file through nginx" "$(last_lines nginx.service)"
     done
+    [[ $dry || ! $tls_cert ]] || speaks_tls || die 'nginx does not speak TLS on port 11434' "$(last_lines nginx.service)"
     part=base
-    tell 'Ollama and /metrics answer on port 11434'
 }
 
 install_nginx() {
-    local default=/etc/nginx/sites-enabled/default
-    part=packages
-    if command -v apt-get >/dev/null; then
-        install_packages apt-get install --quiet --yes --no-install-recommends nginx
-    else
-        install_packages dnf --quiet --assumeyes install nginx
-    fi || die 'nginx is not here, and could not be installed' "$output"
+    local welcome=/etc/nginx/sites-enabled/default
+    install_packages nginx || die 'nginx is not here and could not be installed' "$output"
     # Debian's welcome page wants port 80, which may be somebody else's.
-    part=front
-    if [[ -L $default ]]; then
-        note unlinked "$default" "$(readlink "$default")"
-        run rm "$default"
+    if [[ -L $welcome ]]; then
+        note unlinked "$welcome" "$(readlink "$welcome")"
+        run rm "$welcome"
     fi
 }
 undo_unlinked() { # LINK TARGET
-    [[ -d ${1%/*} && ! -e $1 ]] || return 0
-    try ln -s "$2" "$1"
+    [[ -e $1 || ! -d ${1%/*} ]] || try ln -s "$2" "$1"
 }
 
 put_listen() {
-    local text nginx_version
+    local text
     text=$(<"$here/deploy/nginx/listen${tls_cert:+-tls}.conf")
     if [[ $tls_cert ]]; then
         make_link "$nginx_folder/server.crt" "$tls_cert"
         make_link "$nginx_folder/server.key" "$tls_key"
-        nginx_version=$(nginx -v 2>&1 | sed 's#.*/\([0-9.]*\).*#\1#' || true)
-        if [[ $(printf '%s\n' 1.25.1 "$nginx_version" | sort -V | head -n 1) == 1.25.1 ]]; then
-            text=$(sed -e '/^listen/s/ http2//' -e 's/^# http2 on;/http2 on;/' <<<"$text")
-        fi
     fi
     [[ -e /proc/net/if_inet6 ]] || text=$(sed '/^listen \[/d' <<<"$text")
     put "$nginx_folder/listen.conf" "$text"
+}
+
+put_allow() {
+    local text
+    text=$(<"$here/deploy/nginx/allow.conf")
+    if ((${#front_allow[@]})); then
+        text=${text%allow all;}$(printf 'allow %s;\n' "${front_allow[@]}" 127.0.0.1 ::1)$'\ndeny all;'
+    fi
+    put "$nginx_folder/allow.conf" "$text"
 }
 
 permit_nginx() {
@@ -1193,53 +1114,65 @@ permit_nginx() {
         run setsebool -P httpd_can_network_connect on
     fi
     if ! command -v semanage >/dev/null; then
-        tell 'if SELinux keeps nginx from port 11434: dnf install policycoreutils-python-utils, and again'
-    elif ! semanage port -l | grep -E '^http_port_t +tcp ' | grep -qw 11434; then
-        note labelled 11434
+        tell 'should SELinux keep nginx from port 11434: dnf install policycoreutils-python-utils, and again'
+    elif ! semanage port -l | grep -E '^http_port_t +tcp .*\b11434\b' >/dev/null; then
+        note http_port 11434
         run semanage port -a -t http_port_t -p tcp 11434
     fi
 }
 undo_boolean() { try setsebool -P "$1" off; }
-undo_labelled() { try semanage port -d -t http_port_t -p tcp "$1"; }
+undo_http_port() { try semanage port -d -t http_port_t -p tcp "$1"; }
 
 move_ollama() {
-    local environment
     run systemctl daemon-reload
-    environment=$(systemctl show --property Environment --value ollama.service)
-    [[ $dry || " $environment " == *' OLLAMA_HOST=127.0.0.1:11436 '* ]] ||
-        die 'another drop-in of ollama.service sets OLLAMA_HOST after ours; remove it first'
+    [[ $dry || " $(shown Environment ollama.service) " == *' OLLAMA_HOST=127.0.0.1:11436 '* ]] ||
+        die 'a drop-in of ollama.service sets OLLAMA_HOST after ours, zz-ollama-metrics-front.conf: remove it there'
     run systemctl restart ollama.service
     await_answer "$moved_url" "$timeout" ||
         die "Ollama did not answer at $moved_url within $timeout s; is there an OLLAMA_HOST in a file that EnvironmentFile= names?"
 }
 
-undo_nginx() { # WHAT-IT-WAS
-    local deadline=$((SECONDS + 10))
-    [[ $(systemctl is-active nginx.service) == active ]] || return 0
-    if [[ $1 == active ]]; then try systemctl reload nginx.service; else try systemctl stop nginx.service; fi
-    # It lets go of the port a moment later.
-    until [[ $dry || ! $(ss -Hltn 'sport = :11434' 2>/dev/null) ]] || ((SECONDS >= deadline)); do sleep 0.1; done
-}
-undo_reloaded() {
-    [[ $(systemctl is-active nginx.service) != active ]] || try systemctl reload nginx.service
-}
-
-# Back on its port, where it is unless it had been moved and restarted.
+# Back on its port, unless it is there because it was never restarted.
 undo_ollama() {
     try systemctl daemon-reload
     is_loaded ollama.service || return 0
-    if [[ $mode == uninstall && $(systemctl is-active ollama.service) == inactive ]]; then return; fi
-    if [[ ! $dry ]] && fetch "$ollama_url" >/dev/null; then return; fi
+    if [[ $mode == uninstall && $(systemctl is-active ollama.service) == inactive ]]; then return 0; fi
+    if [[ ! $dry ]] && fetch "$ollama_url" >/dev/null; then return 0; fi
     try systemctl restart ollama.service
     output="it does not answer at $ollama_url"
     await_answer "$ollama_url" "$timeout"
 }
 
-# The settings as they were before the front, for a later installation without one.
-undo_listen() { # BEFORE WITH-THE-FRONT
+undo_nginx() { # WHAT-IT-WAS
+    local deadline=$((SECONDS + 10))
+    is_active nginx.service || return 0
+    if [[ $1 == active ]]; then try systemctl reload nginx.service; else try systemctl stop nginx.service; fi
+    # It lets go of the port a moment later.
+    until [[ $dry || ! $(ss -Hltn 'sport = :11434') ]] || ((SECONDS >= deadline)); do sleep 0.1; done
+}
+undo_reloaded() { ! is_active nginx.service || try systemctl reload nginx.service; }
+
+# A connection to any address of this host but the one that stays plain.
+speaks_tls() {
+    "$python" -I -c '
+import socket, ssl
+context = ssl.create_default_context()
+context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+context.wrap_socket(socket.create_connection(("127.0.0.2", 11434), 5)).close()
+' 2>/dev/null
+}
+
+# The front has the agent listen on loopback alone; without one it listens where it did before.
+note_address() { # TEXT
+    local before
+    value_in "$(current_settings)" OLLAMA_METRICS_LISTEN
+    before=$REPLY
+    value_in "$1" OLLAMA_METRICS_LISTEN
+    [[ $REPLY == "$before" ]] || part=front note address "${before:--}" "$REPLY"
+}
+undo_address() { # BEFORE AFTER
     local text
-    [[ -e $config ]] || return 0
-    text=$(<"$config")
+    text=$(current_settings)
     value_in "$text" OLLAMA_METRICS_LISTEN
     [[ $REPLY == "$2" ]] || return 0
     if [[ $dry ]]; then
@@ -1253,43 +1186,35 @@ undo_listen() { # BEFORE WITH-THE-FRONT
 }
 
 take_front_away() {
-    step 'taking nginx away, and Ollama back to its port'
-    if [[ ! -e $prefix/installed ]] || ! noted front nginx; then
-        tell 'there is no front'
-        return
+    step 'taking nginx away, and putting Ollama back on its port'
+    if noted front nginx; then
+        mode=uninstall
+        undo "$prefix/installed" front
+        no_problems 'the front could not be taken away'
+        mode=''
     fi
-    find_python || true
-    mode=uninstall
-    undo "$prefix/installed" front
-    mode=''
-    ((${#problems[@]} == 0)) || die 'the front could not be taken away' "$(printf '%s\n' "${problems[@]}")"
 }
 
 # ---- removing --------------------------------------------------------------------------------------
 
 uninstall() {
-    local folder end='ollama-metrics is not installed.'
+    local folder
     doing='removing ollama-metrics'
     mode=uninstall
-    find_python || true # only to see whether Ollama answers
     [[ $dry ]] || adopt
     if [[ -e $prefix/installed ]]; then
-        say 'Undoing what was installed, the latest first'
+        say 'Undoing what was installed, latest first:'
         undo "$prefix/installed"
-        end='ollama-metrics is removed.'
+        no_problems "some of it could not be undone: see to it, and run $prefix/install.sh --uninstall again"
     fi
-    if [[ $purge ]]; then
-        for folder in "${config%/*}" "$state"; do
-            [[ ! -e $folder ]] || run rm -rf "$folder"
-        done
-    fi
-    ((${#problems[@]} == 0)) ||
-        die "this could not be undone; see to it and run $prefix/install.sh --uninstall again" "$(printf '%s\n' "${problems[@]}")"
-    ((${#kept[@]} == 0)) || {
-        say 'Left in place:'
+    for folder in "${config%/*}" "$state"; do
+        if [[ $purge && -e $folder ]]; then run rm -rf "$folder"; fi
+    done
+    if ((${#kept[@]})); then
+        say 'What stays:'
         printf '      %s\n' "${kept[@]}"
-    }
-    [[ $dry ]] || say "$end"
+    fi
+    [[ $dry ]] || say 'ollama-metrics is not installed any more.'
 }
 
 main "$@"

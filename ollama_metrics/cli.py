@@ -77,7 +77,7 @@ def _parse(argv: Sequence[str], environ: Mapping[str, str]) -> tuple[str, Config
     import argparse
 
     from . import __version__
-    from .config import SETTINGS, config_file, load
+    from .config import CONFIG_VARIABLE, SETTINGS, config_file, load
 
     class Parser(argparse.ArgumentParser):
         """One line for a mistake, as the other tools of a shell do it."""
@@ -149,7 +149,7 @@ def _parse(argv: Sequence[str], environ: Mapping[str, str]) -> tuple[str, Config
     if path is not None:
         from .config_file import read_config_file
 
-        file = read_config_file(path)
+        file = read_config_file(path, "--config" if namespace["config"] else CONFIG_VARIABLE)
     name = namespace["command"]
     return name, load(namespace, environ, name != "once", file), namespace.get("format")
 
@@ -165,16 +165,27 @@ def _check(config: Config, environ: Mapping[str, str]) -> int:
     To the daemon that asks before it is executed anew (renewal.py) it says, too, whether the
     addresses can be listened on.
     """
-    from . import daemon, endpoints, sampling, server  # noqa: F401  # a broken installation shows here
+    # A broken installation shows here: what `serve` imports at any time is imported by these.
+    from . import (  # noqa: F401
+        daemon,
+        endpoints,
+        expectation,
+        gpu_collector,
+        heartbeat,
+        host,
+        renewal,
+        sampler,
+        sampling,
+        server,
+        service_manager,
+        status_log,
+    )
     from .handover import handed_over
+    from .listener import PASSED, listen
 
     asking = handed_over(environ, os.getppid())
-    if asking is not None:
-        from .listener import PASSED, listen
-
-        inherited = dict(asking.listeners)
-        if PASSED not in inherited:
-            listen(config.listen, inherited)
+    if asking is not None and PASSED not in dict(asking.listeners):
+        listen(config.listen, asking.listeners)
     print("ollama-metrics: the configuration is usable")
     return EXIT_OK
 

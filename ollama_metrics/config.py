@@ -236,6 +236,7 @@ SETTINGS: tuple[Setting, ...] = (
 )
 
 
+CONFIG_VARIABLE = f"{VARIABLE_PREFIX}CONFIG"
 # What may stand in a file of settings.
 FILE_VARIABLES: tuple[str, ...] = tuple(
     setting.variable for setting in SETTINGS if setting.name != "config"
@@ -244,7 +245,7 @@ FILE_VARIABLES: tuple[str, ...] = tuple(
 
 def config_file(arguments: Mapping[str, Any], environ: Mapping[str, str]) -> Optional[str]:
     """The path of the file of settings, if one is given."""
-    path = arguments.get("config") or environ.get(f"{VARIABLE_PREFIX}CONFIG", "").strip()
+    path = arguments.get("config") or environ.get(CONFIG_VARIABLE, "").strip()
     return str(path) if path else None
 
 

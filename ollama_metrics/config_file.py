@@ -7,37 +7,43 @@ and a reload is to bring what the file says by then.
 from __future__ import annotations
 
 import os
+import stat
 
 from .config import FILE_VARIABLES
 from .errors import ConfigError
 
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from typing import Optional
-
 _LARGEST = 1 << 16
 
 
-def read_config_file(path: str) -> dict[str, str]:
-    """The values by variable name. Raises ConfigError, which names the file and the line."""
+def read_config_file(path: str, source: str = "--config") -> dict[str, str]:
+    """The values by variable name; `source` is the option or variable that gave the path.
+
+    Raises ConfigError, which names the file and the line.
+    """
     try:
         # Non-blocking, for a FIFO that nobody writes to would never open.
-        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
-            content: Optional[bytes] = file.read(_LARGEST + 1)  # None: a FIFO with nothing in it
+        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        try:
+            # What a FIFO or a terminal has to say is not there a second time, when a reload asks.
+            if not stat.S_ISREG(os.fstat(fd).st_mode):
+                raise ConfigError(source, path, "it is no regular file; give the path of one")
+            content = os.read(fd, _LARGEST + 1)
+        finally:
+            os.close(fd)
     except OSError as error:
         raise ConfigError(
-            "--config",
+            source,
             path,
             f"it cannot be read ({error.strerror}); give the path of a file of settings",
         ) from None
-    if content is None or len(content) > _LARGEST:
-        raise ConfigError("--config", path, f"give the path of a file of at most {_LARGEST} bytes")
+    except ValueError:
+        raise ConfigError(source, path, "give the path of a file of settings") from None
+    if len(content) > _LARGEST:
+        raise ConfigError(source, path, f"give the path of a file of at most {_LARGEST} bytes")
     try:
         text = content.decode("utf-8")
     except UnicodeDecodeError:
-        raise ConfigError(
-            "--config", path, "it is not UTF-8; give the path of a text file"
-        ) from None
+        raise ConfigError(source, path, "it is not UTF-8; give the path of a text file") from None
     return parse_config_file(text, path)
 
 
@@ -57,7 +63,7 @@ def parse_config_file(text: str, name: str) -> dict[str, str]:
         where = f"{name}, line {number}"
         variable, equals, value = line.partition("=")
         variable, value = variable.rstrip(), value.strip()
-        if not equals or not line.isprintable():
+        if not equals or not (variable + value).isprintable():
             raise ConfigError(where, line, "give NAME=VALUE")
         if variable not in FILE_VARIABLES:
             raise ConfigError(where, variable, f"the settings are {', '.join(FILE_VARIABLES)}")

@@ -72,14 +72,17 @@ class Daemon:
             log("info", f"listening on {listener.url} ({listener.description})")
         if manager.listens:
             self._report(sampling)
+        if self._hung_up:
+            server.wake()  # it came when there was nobody to be woken
         try:
-            while not self._ended:
-                server.run()
-                if not self._ended and self._renewal is not None:
-                    self._renewal.execute()
+            while server.run():
+                assert self._renewal is not None
+                self._renewal.execute()
         finally:
             signal.set_wakeup_fd(-1)
             sampling.stop()
+            if self._renewal is not None:
+                self._renewal.stop()
         log("info", f"ended by {signal.Signals(self._ended[0]).name}" if self._ended else "ended")
         return EXIT_OK
 
@@ -90,6 +93,7 @@ class Daemon:
             signal.signal(number, self._end)
         if self._arguments is None:
             return
+        _fill_standard_streams()
         if signal.getsignal(signal.SIGHUP) == signal.SIG_DFL and not _has_terminal():
             # Of a terminal that is closed it means the end; nohup(1) has it ignored.
             signal.signal(signal.SIGHUP, self._hang_up)
@@ -99,7 +103,12 @@ class Daemon:
     def _end(self, number: int, _frame: Any) -> None:
         self._ended.append(number)
         if self._server is None:
-            raise SystemExit(EXIT_OK)  # nobody is served yet; a driver that hangs is not waited for
+            # Nobody is served yet; a driver that hangs is not waited for. An import that an exception
+            # interrupts may swallow it, or make another of it.
+            if self._arguments is not None:
+                os._exit(EXIT_OK)
+            raise SystemExit(EXIT_OK)
+        self._manager.stopping()
         self._server.stop()
 
     def _hang_up(self, _number: int, _frame: Any) -> None:
@@ -118,14 +127,13 @@ class Daemon:
             from .handover import handed_over
 
             self._before = handed_over(self._environ, os.getpid())
-        inherited = self._before.listeners if self._before is not None else ()
+        inherited = list(self._before.listeners) if self._before is not None else []
         passed = passed_sockets(self._environ) or [fd for name, fd in inherited if name == PASSED]
         if passed:
             return [adopt(fd, PASSED) for fd in passed]
-        by_address = dict(inherited)
-        listeners = listen(self._config.listen, by_address)
-        for address in set(by_address) - {listener.name for listener in listeners}:
-            os.close(by_address[address])  # configured no more
+        listeners = listen(self._config.listen, inherited)
+        for fd in {fd for _, fd in inherited} - {listener.fileno() for listener in listeners}:
+            os.close(fd)  # configured no more
         return listeners
 
     # -- what wakes the event loop -------------------------------------------------------------------------------
@@ -149,18 +157,20 @@ class Daemon:
     def _woken(self) -> None:
         if self._heartbeat is not None:
             self._heartbeat.beat()
-        if self._ended:
-            self._manager.stopping()
-        elif self._arguments is not None and (
-            self._hung_up or self._driver_replaced or self._renewal is not None
-        ):
+        wanted = self._hung_up or self._driver_replaced or self._renewal is not None
+        if wanted and self._arguments is not None and not self._ended:
             self._renew(self._arguments)
 
     def _renew(self, arguments: Sequence[str]) -> None:
         if self._renewal is None:
-            from .renewal import Renewal
-
             assert self._server is not None
+            try:
+                from .renewal import Renewal
+            except Exception as error:  # who put another version in this one's place?
+                self._hung_up = self._driver_replaced = False
+                why = f"{type(error).__name__}: {error}"
+                self._log("error", f"not reloaded, this program cannot be read any more: {why}")
+                return
             self._renewal = Renewal(
                 self._server,
                 self._listeners,
@@ -175,6 +185,13 @@ class Daemon:
             self._hung_up = False
             self._renewal.ask("SIGHUP")
         self._renewal.turn()
+
+
+def _fill_standard_streams() -> None:
+    """Have no socket in the place of a standard stream that was closed: there the next program could not have it."""
+    while (fd := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass
+    os.close(fd)
 
 
 def _has_terminal() -> bool:

@@ -52,7 +52,7 @@ def handed_over(environ: Mapping[str, str], *pids: int) -> Optional[Handover]:
             int(fields["driver_renewals"]),
             None if fields["driver_renewed_at"] is None else float(fields["driver_renewed_at"]),
         )
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, OverflowError, RecursionError):
         return None
     return found if found.pid in pids else None
 

@@ -13,8 +13,8 @@ from .errors import ListenError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-    from typing import Any, Optional
+    from collections.abc import Sequence
+    from typing import Any
 
 OLLAMA_PORT = 11434
 BACKLOG = 1024
@@ -60,23 +60,29 @@ class Listener(HTTPServer):
 
 
 def listen(
-    addresses: Sequence[Address], inherited: Optional[Mapping[str, int]] = None
+    addresses: Sequence[Address], inherited: Sequence[tuple[str, int]] = ()
 ) -> list[Listener]:
     """Listen on every address; all or none.
 
     `::` serves IPv4 too where the system allows, unless an IPv4 address has the same port.
-    `inherited` are file descriptors by address, of sockets that listen already.
+    `inherited` are addresses with the file descriptors of sockets that listen there already.
 
     Raises ListenError, whose text names the address.
     """
     listeners: list[Listener] = []
+    left = list(inherited)
     try:
         for address in addresses:
-            fd = (inherited or {}).get(str(address))
+            # Port 0 may be among them more than once.
+            found = next((pair for pair in left if pair[0] == str(address)), None)
             v6_only = any(
                 ":" not in other.host and other.port == address.port != 0 for other in addresses
             )
-            listeners.append(_listen(address, v6_only) if fd is None else adopt(fd, str(address)))
+            if found is None:
+                listeners.append(_listen(address, v6_only))
+            else:
+                left.remove(found)
+                listeners.append(adopt(found[1], found[0]))
     except BaseException:
         for listener in listeners:
             listener.server_close()

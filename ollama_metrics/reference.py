@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 
 from .agent import AgentBuild, AgentStats
-from .config import SETTINGS
+from .config import CONFIG_VARIABLE, SETTINGS
 from .exposition_json import render_json
 from .exposition_text import TABLES
 from .gpu import GpuReading, GpuSample
@@ -66,8 +66,9 @@ def configuration() -> str:
     lines = [
         "# Configuration",
         "",
-        "Each setting is an option of `ollama-metrics serve` and an environment variable; the command",
-        "line wins. An empty variable counts as not set. `make docs` writes this page from the code.",
+        "Each setting is an option of `ollama-metrics serve` and an environment variable, and the variable",
+        "may stand in a file of settings. Defaults < file < environment < command line: what stands",
+        "further right wins. An empty value counts as not set. `make docs` writes this page from the code.",
         "",
         "| option | variable | default | meaning |",
         "| --- | --- | --- | --- |",
@@ -84,6 +85,34 @@ def configuration() -> str:
         "A value that is not usable ends the command with exit code 2 and one line that names the",
         "option or the variable, the value, and what would be accepted. An address that cannot be",
         "listened on ends it with exit code 1.",
+        "",
+        "## The file of settings",
+        "",
+        f"`--config FILE`, or `{CONFIG_VARIABLE}=FILE`, names it. An installed service has",
+        "`/etc/ollama-metrics/environment`.",
+        "",
+        "```sh",
+        "# A NAME=VALUE in each line. Empty lines and those that begin with # or ; are passed over.",
+        "OLLAMA_METRICS_LISTEN=127.0.0.1:11435",
+        'OLLAMA_METRICS_EXPECTED_GPUS="4"',
+        "```",
+        "",
+        "Quotes around a value, single or double, are taken off. Nothing else has a meaning in it: no",
+        "variable is expanded, a backslash is a backslash, a # behind a value belongs to it. The names are",
+        f"the variables above but for `{CONFIG_VARIABLE}`; another name, a name that is given twice",
+        "and whatever is no NAME=VALUE are mistakes, told with the file and the line.",
+        "",
+        "`ollama-metrics check`, with the options of `serve`, says whether `serve` would take its options,",
+        "variables and file: exit code 0, or 2 with the line that `serve` would end with.",
+        "",
+        "## Reading it anew",
+        "",
+        "SIGHUP (`systemctl reload ollama-metrics`) has the agent execute itself anew, in the same process,",
+        "with its sockets and connections kept: file and program are then those on disk, options and",
+        "environment those that it was started with. What would not start is not executed: a line in the",
+        "log says why, and the agent goes on as it was. An address that is configured no more is closed,",
+        "but only after the new ones are bound: to go from 0.0.0.0 to 127.0.0.1 on the same port takes a",
+        "restart. With a terminal SIGHUP means its end, and ends the agent.",
     ]
     return "\n".join(lines) + "\n"
 

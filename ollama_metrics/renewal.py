@@ -31,6 +31,8 @@ CHECK_SECONDS = 20.0
 # For the driver's sake at most this often; each time in vain doubles it, six times at most.
 LEAST_SECONDS = 60.0
 _DOUBLINGS = 6
+# How often a thread is looked at before it is taken to be held by the kernel, and how far apart.
+_LOOKS, _LOOK_SECONDS = 10, 0.01
 # Signals that are for the program, whichever of its images is there to take them.
 KEPT_SIGNALS = (signal.SIGHUP, signal.SIGTERM, signal.SIGINT)
 # What the program that is tried has no business with.
@@ -59,6 +61,7 @@ class Renewal:
         self._command = _command()
         self._arguments = arguments
         self._asked: Optional[tuple[str, bool]] = None
+        self._ready = False  # checked, and only to be executed when the server has paused
         self._why, self._for_driver = "", False
         self._driver_renewals = before.driver_renewals if before is not None else 0
         self._driver_renewed_at = before.driver_renewed_at if before is not None else None
@@ -89,11 +92,22 @@ class Renewal:
         """Begin what was asked for, or look how far it is. Pauses the server when it is time to `execute`."""
         if self._child:
             self._look()
-        elif self._asked is not None:
+        elif self._asked is not None and not self._ready:
             self._begin()
 
     def execute(self) -> None:
-        """Become the new program. Returns only when that fails, which is logged."""
+        """Become the new program. Returns when that fails, which is logged, or when it is not to be after all."""
+        self._ready = False
+        if self._asked is not None:
+            self._begin()  # the configuration may have changed since
+            return
+        # Until the new image has its handlers these would end it. What came before has been handled now.
+        signal.pthread_sigmask(signal.SIG_BLOCK, KEPT_SIGNALS)
+        if not self._server.stopping:
+            self._execute()
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, KEPT_SIGNALS)
+
+    def _execute(self) -> None:
         listeners = tuple((listener.name, listener.fileno()) for listener in self._listeners)
         connections = self._server.connections
         if self._for_driver:
@@ -107,8 +121,6 @@ class Renewal:
             self._driver_renewed_at,
         )
         self._log("info", f"{self._why}: the program is executed anew")
-        # Until the new image has its handlers these would end it.
-        signal.pthread_sigmask(signal.SIG_BLOCK, KEPT_SIGNALS)
         self._manager.reloading()
         try:
             close_all_but({*(fd for _, fd in listeners), *connections})
@@ -116,8 +128,13 @@ class Renewal:
         except OSError as error:
             self._log("error", f"{sys.executable} cannot be executed anew: {error.strerror}")
         close_all_but(set())
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, KEPT_SIGNALS)
         self._manager.ready("not reloaded; the log says why")
+
+    def stop(self) -> None:
+        """Give up what has begun: the child has the listening sockets, which are to be closed now."""
+        if self._child:
+            os.kill(self._child, signal.SIGKILL)
+            os.waitpid(self._child, 0)
 
     # -- the check -----------------------------------------------------------------------------------------------
 
@@ -136,7 +153,11 @@ class Renewal:
             signal.signal(number, lambda *_: None)
         self._check_ends_at = self._clock() + CHECK_SECONDS
         signal.setitimer(signal.ITIMER_REAL, CHECK_SECONDS + 0.01)
-        self._output, output = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        try:
+            self._output, output = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        except OSError as error:
+            self._refuse(f"the program cannot be tried: {error.strerror}")
+            return
         try:
             for _, fd in handover.listeners:
                 os.set_inheritable(fd, True)
@@ -165,23 +186,23 @@ class Renewal:
             signal.signal(number, signal.SIG_DFL)
         self._child = 0
         try:
-            said = os.read(self._output, 4096).decode("utf-8", "replace").strip()
+            said = os.read(self._output, 1 << 16).decode("utf-8", "replace").strip()
         except BlockingIOError:
             said = ""
         os.close(self._output)
-        if status != 0:
+        if self._asked is not None:
+            self._begin()  # what was tried may have changed since
+        elif status != 0:
             said = said.rpartition("\n")[2].replace("ollama-metrics: ", "", 1)
-            how = (
-                "took too long"
-                if os.WIFSIGNALED(status)
-                else f"failed with {os.WEXITSTATUS(status)}"
-            )
-            self._refuse(said or f"the program that was to be executed {how} when it was tried")
+            if os.WIFSIGNALED(status):
+                late = self._clock() >= self._check_ends_at
+                how = "took too long" if late else f"was killed by signal {os.WTERMSIG(status)}"
+                said = f"the program that was to be executed {how} when it was tried"
+            self._refuse(said or f"it failed with {os.WEXITSTATUS(status)} when it was tried")
         elif held := thread_in_the_kernel():
             self._refuse(f"thread {held} is held by the kernel, and to execute would wait for it")
-        elif self._asked is not None:
-            self._begin()  # the configuration may have changed since
         else:
+            self._ready = True
             self._server.pause()
 
     def _refuse(self, why: str) -> None:
@@ -203,16 +224,27 @@ def _command() -> list[str]:
 def thread_in_the_kernel() -> Optional[int]:
     """Another thread of this process in an uninterruptible call, as that of a driver that hangs; None if none is.
 
-    execve(2) ends all other threads first, and this one it could not end. Source: the state in
-    /proc/self/task/TID/stat, proc(5).
+    execve(2) ends all other threads first, and this one it could not end. One that is there for a
+    moment only, for a page to come from the disk, does not count.
     """
-    own = str(os.getpid())
-    for task in os.listdir("/proc/self/task"):
+    held = _uninterruptible()
+    for _ in range(_LOOKS):
+        if not held:
+            return None
+        time.sleep(_LOOK_SECONDS)
+        held &= _uninterruptible()
+    return min(held, default=None)
+
+
+def _uninterruptible() -> set[int]:
+    """Threads, but for the main one, in the state D of /proc/self/task/TID/stat, proc(5)."""
+    found = set()
+    for task in map(int, os.listdir("/proc/self/task")):
         try:
             with open(f"/proc/self/task/{task}/stat", "rb") as file:
                 state = file.read().rpartition(b") ")[2][:1]
         except OSError:
             continue  # it has ended
-        if state == b"D" and task != own:
-            return int(task)
-    return None
+        if state == b"D" and task != os.getpid():
+            found.add(task)
+    return found

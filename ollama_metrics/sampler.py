@@ -7,6 +7,7 @@ asked again with back-off.
 
 from __future__ import annotations
 
+import signal
 import threading
 import time
 from dataclasses import replace
@@ -36,6 +37,9 @@ if TYPE_CHECKING:
 _GAP_INTERVALS = 2.0
 # A collector that has not finished a cycle for this many intervals is stuck.
 STUCK_INTERVALS = 3.0
+# Python's handlers run in the main thread, which blocks these while the program is executed anew: one
+# that another thread took meanwhile would be lost.
+_FOR_THE_MAIN_THREAD = (signal.SIGHUP, signal.SIGTERM, signal.SIGINT)
 
 
 class Sampler:
@@ -89,6 +93,7 @@ class Sampler:
             self._stop.release()
 
     def _run(self, first_after: float) -> None:
+        signal.pthread_sigmask(signal.SIG_BLOCK, _FOR_THE_MAIN_THREAD)
         due = self._clock() + first_after
         while not self._stop.acquire(timeout=max(0.0, due - self._clock())):
             begun = self._clock()

@@ -106,8 +106,16 @@ class Server:
                 continue  # no socket (any more)
             self._conversations.adopt(sock)
 
-    def run(self) -> None:
-        """Serve until `stop`, then close every socket; or until `pause`, after which it may be called again."""
+    @property
+    def stopping(self) -> bool:
+        """Whether `stop` was called."""
+        return self._stopping
+
+    def run(self) -> bool:
+        """Serve until `stop`, then close every socket; or until `pause`, after which it is to be called again.
+
+        Returns whether it has paused.
+        """
         paused = False
         try:
             while not self._stopping:
@@ -116,10 +124,11 @@ class Server:
                     self._finish_requests()
                     paused = not self._stopping
                     if paused:
-                        return
+                        return True
                 else:
                     self._turn()
             self._say_goodbye()
+            return False
         finally:
             if not paused:
                 self._close_all()

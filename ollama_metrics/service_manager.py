@@ -35,6 +35,7 @@ class ServiceManager:
         # The watchdog of another process is none of ours: WATCHDOG_PID.
         if self._address and environ.get("WATCHDOG_PID", str(pid)) == str(pid):
             self.watchdog_seconds = _microseconds(environ.get("WATCHDOG_USEC", ""))
+        self._unsent: tuple[str, ...] = ()
 
     @property
     def listens(self) -> bool:
@@ -43,7 +44,8 @@ class ServiceManager:
 
     def ready(self, status: str) -> None:
         """The service has started, or is there again after `reloading`."""
-        self._send("READY=1", _status(status))
+        # Without it the start would time out: what does not get through goes with the next sign of life.
+        self._unsent = () if self._send("READY=1", _status(status)) else ("READY=1",)
 
     def reloading(self) -> None:
         """The service reads its configuration anew; `ready` ends that."""
@@ -56,7 +58,8 @@ class ServiceManager:
 
     def alive(self, status: str) -> None:
         """A sign of life for the watchdog, with the line that `systemctl status` shows."""
-        self._send("WATCHDOG=1", _status(status))
+        if self._send(*self._unsent, "WATCHDOG=1", _status(status)):
+            self._unsent = ()
 
     def extend_watchdog(self, seconds: float) -> None:
         """Have the watchdog wait for `seconds` at least."""
@@ -64,9 +67,10 @@ class ServiceManager:
             self.watchdog_seconds = seconds
             self._send(f"WATCHDOG_USEC={int(seconds * 1e6)}")
 
-    def _send(self, *lines: str) -> None:
+    def _send(self, *lines: str) -> bool:
+        """Whether it was taken, or nobody wants to know."""
         if not self.listens:
-            return
+            return True
         # An abstract name begins with @ for the eye and with NUL for the kernel: unix(7).
         address = "\0" + self._address[1:] if self._address[0] == "@" else self._address
         try:
@@ -74,7 +78,8 @@ class ServiceManager:
                 sender.setblocking(False)
                 sender.sendto("\n".join(lines).encode("utf-8", "replace"), address)
         except OSError:
-            pass  # a full queue or no systemd: the next sign of life is soon
+            return False  # a full queue or no systemd: the next sign of life is soon
+        return True
 
 
 def passed_sockets(environ: Mapping[str, str], pid: Optional[int] = None) -> list[int]:

@@ -6,6 +6,7 @@ import http.client
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import threading
@@ -33,7 +34,10 @@ class Response(NamedTuple):
 class AgentProcess:
     """`ollama-metrics serve`, started with `options` and `environment` besides those given here.
 
-    The constructor returns when the agent listens; use it as a context manager.
+    `wrapper` is a command before it that executes it, `popen` are arguments of subprocess.Popen.
+
+    The constructor returns when the agent listens on every address of `listen`; use it as a
+    context manager.
     """
 
     def __init__(
@@ -42,8 +46,11 @@ class AgentProcess:
         *options: str,
         environment: Optional[Mapping[str, str]] = None,
         listen: Sequence[str] = ("127.0.0.1:0",),
+        wrapper: Sequence[str] = (),
+        **popen: Any,
     ) -> None:
-        command = [sys.executable, "-m", "ollama_metrics", "serve", "--state-dir", str(state_dir)]
+        command = [*wrapper, sys.executable, "-m", "ollama_metrics", "serve"]
+        command += ["--state-dir", str(state_dir)]
         for address in listen:
             command += ["--listen", address]
         # No variable of the machine that runs the tests may configure the agent.
@@ -53,6 +60,9 @@ class AgentProcess:
             env={**inherited, **(environment or {})},
             stderr=subprocess.PIPE,
             text=True,
+            # Nor a terminal of it, which gives SIGHUP another meaning.
+            start_new_session=True,
+            **popen,
         )
         self.log: list[str] = []
         self._news = threading.Condition()
@@ -141,6 +151,12 @@ class AgentProcess:
                 self._news.wait(min(0.5, max(0.0, deadline - time.monotonic())))
                 if time.monotonic() > deadline:
                     raise AssertionError(f"no log line matches {pattern!r}: {self.log}")
+
+    def reload(self) -> None:
+        """Send SIGHUP; returns when the program that was executed anew listens."""
+        listening = sum("listening on" in line for line in self.log)
+        self.process.send_signal(signal.SIGHUP)
+        self.wait_for_log("listening on", skip=listening)
 
     @staticmethod
     def _pause() -> None:

@@ -15,6 +15,7 @@ import machine
 import pytest
 from agent_process import AgentProcess
 from installed import Host
+from notify_socket import Systemd
 from standin import NvmlStandIn
 
 REPOSITORY = Path(__file__).parents[1]
@@ -38,6 +39,14 @@ def nvml(tmp_path: Path) -> NvmlStandIn:
     if not NvmlStandIn.available():
         missing("gcc")
     return NvmlStandIn(tmp_path / "nvml")
+
+
+@pytest.fixture
+def systemd(tmp_path: Path) -> Iterator[Systemd]:
+    """The socket to which NOTIFY_SOCKET leads."""
+    socket = Systemd(str(tmp_path / "notify"))
+    yield socket
+    socket.close()
 
 
 def missing(component: str) -> None:

@@ -49,8 +49,13 @@ def running(node: ast.AST, functions: bool = True) -> Iterator[ast.AST]:
 
 def imported(module: str, functions: bool = True) -> set[str]:
     """The modules that this one imports while it runs; our own by their short name after a dot."""
+    return imported_by(tree(module), functions)
+
+
+def imported_by(tree: ast.AST, functions: bool = True) -> set[str]:
+    """The same of any part of a module."""
     names = set()
-    for node in running(tree(module), functions):
+    for node in running(tree, functions):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
@@ -125,7 +130,9 @@ def test_a_library_has_one_importer(library: str, importers: list[str]) -> None:
     assert [module for module in MODULES if library in imported(module)] == importers
 
 
-@pytest.mark.parametrize("module", ["server", "conversations", "plans", "answer", "request", "listener"])
+@pytest.mark.parametrize(
+    "module", ["server", "conversations", "plans", "answer", "request", "listener"]
+)
 def test_the_server_knows_no_metric(module: str) -> None:
     """The event loop and what it is made of bring along no collector, whatever the detour."""
     for name in reachable(module) | own(module):
@@ -153,6 +160,24 @@ def test_annotations_are_never_evaluated(module: str) -> None:
     """Each module has `from __future__ import annotations`: Python 3.9 knows no `X | None` at run time."""
     if module != "__main__":
         assert "__future__" in imported(module)
+
+
+def test_a_check_imports_all_that_the_daemon_ever_does() -> None:
+    """A program that is broken anywhere fails when a reload tries it, and not when it has been executed."""
+    (check,) = (
+        node
+        for node in ast.walk(tree("cli"))
+        if isinstance(node, ast.FunctionDef) and node.name == "_check"
+    )
+    checked = {name[1:] for name in imported_by(check) if name.startswith(".")}
+    checked |= {name for module in checked for name in reachable(module)}
+    used, queue = set(), ["daemon"]
+    while queue:
+        for name in own(queue.pop()) - used:
+            used.add(name)
+            queue.append(name)
+    assert {"nvml", "sampler", "heartbeat", "status_log"} <= used
+    assert used - checked == set()
 
 
 # -- size, names, import time ------------------------------------------------------------------------------------------

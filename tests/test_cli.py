@@ -25,6 +25,7 @@ from prometheus_client.parser import text_string_to_metric_families as parse_pro
 from standin import NvmlStandIn
 
 from ollama_metrics import __version__
+from ollama_metrics.handover import Handover
 
 COMMAND = (sys.executable, "-m", "ollama_metrics")
 FAST = ("--interval", "0.1")
@@ -130,9 +131,16 @@ def test_help_fits_80_columns(run: Run, arguments: list[str], columns: str) -> N
 
 
 def test_help_shows_commands_and_examples(run: Run) -> None:
-    """The first page names both commands and shows how they are used."""
+    """The first page names each command and shows how they are used."""
     text = run("--help").stdout
-    for part in ("serve", "once", "--version", "examples:", "ollama-metrics serve --listen"):
+    for part in (
+        "serve",
+        "check",
+        "once",
+        "--version",
+        "examples:",
+        "ollama-metrics serve --listen",
+    ):
         assert part in text
 
 
@@ -140,6 +148,7 @@ def test_the_daemons_help_shows_every_option_and_default(run: Run) -> None:
     """`serve --help` has each option with its default, and tells of the environment."""
     text = " ".join(run("serve", "--help").stdout.split())
     for option, default in (
+        ("--config FILE", "none"),
         ("--listen ADDR:PORT", "0.0.0.0:11435"),
         ("--interval SECONDS", "1"),
         ("--window SECONDS", "15"),
@@ -183,6 +192,10 @@ def test_the_installed_command_is_the_module(run: Run, environment: Mapping[str,
         ([], ["COMMAND"]),
         (["once", "--format", "xml"], ["--format", "'xml'", "json", "prometheus", "openmetrics"]),
         (["once", "--listen", "0.0.0.0:1"], ["--listen"]),
+        (["check", "--format", "json"], ["--format"]),
+        (["check", "--interval", "soon"], ["--interval", "'soon'", "seconds from 0.1 to 60"]),
+        (["serve", "--config", "/nowhere"], ["--config", "'/nowhere'", "No such file"]),
+        (["once", "--config", ""], ["--config", "''", "path of a file"]),
         (["once", "--interval", "0"], ["--interval", "'0'", "0.1 to 60"]),
         (["serve", "--interval", "soon"], ["--interval", "'soon'", "seconds from 0.1 to 60"]),
         (["serve", "--listen", "0.0.0.0:65536"], ["--listen", "'0.0.0.0:65536'", "0 to 65535"]),
@@ -255,6 +268,54 @@ def test_an_address_that_is_not_here_is_exit_1(run: Run, address: str, part: str
     line = one_line(run("serve", "--log-level", "error", "--listen", address, *FAST), code=1)
     assert f"cannot listen on {address}: " in line
     assert part in line
+
+
+# -- check -------------------------------------------------------------------------------------------------------------
+
+
+def test_a_check_says_that_all_is_well(run: Run, tmp_path: Path) -> None:
+    """`check` prints one line, ends with 0, and has left no trace, not even the state directory."""
+    process = run("check", "--state-dir", str(tmp_path / "state"), "--window", "30")
+    assert (process.returncode, process.stderr) == (0, "")
+    assert process.stdout == "ollama-metrics: the configuration is usable\n"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_check_takes_the_options_of_the_daemon(run: Run) -> None:
+    """Whatever `serve` can be called with can be checked."""
+    options = [set(re.findall(r"--[a-z-]+", run(name, "--help").stdout)) for name in COMMANDS]
+    assert options[0] == options[1]
+    assert "--listen" in options[0]
+
+
+COMMANDS = ("serve", "check")
+
+
+@pytest.mark.parametrize("arguments", [["--window", "0.5"], ["--listen", "nonsense"], ["more"]])
+def test_a_check_finds_what_the_daemon_would(run: Run, arguments: list[str]) -> None:
+    """A mistake is exit 2 and the line that `serve` would end with."""
+    line, same = (one_line(run(name, *arguments), code=2) for name in COMMANDS)
+    assert line.replace("check", "serve") == same
+
+
+def test_a_check_binds_nothing(run: Run) -> None:
+    """A port in use is no mistake: it is in use by the agent whose configuration is checked."""
+    with closing(socket.create_server(("127.0.0.1", 0))) as holder:
+        address = f"127.0.0.1:{holder.getsockname()[1]}"
+        assert run("check", "--listen", address).returncode == 0
+
+
+def test_a_check_for_a_daemon_binds(run: Run) -> None:
+    """To the process that asks before it executes the program anew, and to no other, it says whether it can listen."""
+    with closing(socket.create_server(("127.0.0.1", 0))) as holder:
+        address = f"127.0.0.1:{holder.getsockname()[1]}"
+        for pid, code in ((os.getpid(), 1), (1, 0)):
+            process = run("check", "--listen", address, **Handover(pid).environment({}))
+            assert process.returncode == code
+        line = one_line(
+            run("check", "--listen", address, **Handover(os.getpid()).environment({})), 1
+        )
+        assert f"cannot listen on {address}: the port is in use" in line
 
 
 # -- once --------------------------------------------------------------------------------------------------------------

@@ -21,6 +21,7 @@ from ollama_metrics.config import (
 from ollama_metrics.errors import ConfigError
 
 EVERY_SETTING = {
+    "config": ("/etc/settings", "/etc/settings"),
     "listen": ("127.0.0.1:8000", (Address("127.0.0.1", 8000),)),
     "interval": ("0.5", 0.5),
     "window": ("30", 30.0),
@@ -30,6 +31,7 @@ EVERY_SETTING = {
     "log_level": ("debug", "debug"),
 }
 OTHERS = {
+    "config": "/etc/others",
     "listen": "[::1]:9000",
     "interval": "2",
     "window": "60",
@@ -133,6 +135,7 @@ def test_once_takes_no_notice_of_what_only_the_daemon_needs() -> None:
 # -- mistakes ----------------------------------------------------------------------------------------------------------
 
 BAD = [
+    *[("config", text, "path of a file") for text in ("", "a\0b")],
     *[("listen", text, "ADDR:PORT") for text in ("", "11435", ":80", "1.2.3.4:", "1.2.3.4:65536")],
     *[("listen", text, "0 to 65535") for text in ("1.2.3.4:-1", "1.2.3.4:http", "1.2.3.4:1e3")],
     *[("listen", text, "ADDR:PORT") for text in ("::1:80", "[::1]", "[1.2.3.4]:80", "[::1:80")],

@@ -330,7 +330,7 @@ def test_a_gpu_that_cannot_even_be_opened_is_lost(nvml: NvmlStandIn, collect: An
 
 @pytest.mark.parametrize(
     ("code", "failed", "word"),
-    [(9, "NoDriver", "not loaded"), (18, "DriverFailure", "updated"), (4, "DriverFailure", "Permissions"),
+    [(9, "NoDriver", "not loaded"), (18, "DriverReplaced", "updated"), (4, "DriverFailure", "Permissions"),
      (999, "DriverFailure", "Unknown"), (1, "DriverFailure", "dropped")],
 )  # fmt: skip
 def test_each_way_in_which_the_driver_fails_as_a_whole(

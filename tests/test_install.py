@@ -23,7 +23,7 @@ OPT = "/opt/ollama-metrics"
 SNAPSHOT = r"""
 find / -xdev \( -path /proc -o -path /sys -o -path /dev -o -path /run -o -path /tmp -o -path /work -o -path /root \
     -o -path /var/log -o -path /var/tmp -o -path /var/cache -o -path /srv \
-    -o -path /var/lib/systemd -o -path /var/lib/dpkg -o -path '/etc/systemd/*.wants' -empty -o -path '/etc/*-' \) -prune \
+# too. Left out is what systemd, dpkg, useradd (its backups) and the clock write by themselves; systemd removes
     -o -type d -printf '%y %m %u:%g %p\n' -o -printf '%y %m %u:%g %p %l %s\n' | sort
 find /etc -type f -not -name '*-' -not -name .pwd.lock -exec md5sum {} + | sort
 """

@@ -116,6 +116,13 @@ def test_the_daemon_does_without(modules: set[str], name: str) -> None:
     assert name not in modules - NEW_PYTHON - (OLD_PSUTIL if "psutil._compat" in modules else set())
 
 
+@pytest.mark.parametrize("name", ["heartbeat", "renewal", "handover", "config_file", "reference"])
+def test_a_daemon_that_nobody_manages_does_without(modules: set[str], name: str) -> None:
+    """What a service manager, a file of settings or SIGHUP need is not there before one of them is."""
+    assert "ollama_metrics.service_manager" in modules
+    assert f"ollama_metrics.{name}" not in modules
+
+
 @pytest.mark.skipif(driver_library(), reason="there is an NVIDIA library here")
 def test_a_host_without_the_drivers_library_does_without_its_binding(modules: set[str]) -> None:
     """pynvml costs megabytes that a host without NVIDIA's library need not spend."""

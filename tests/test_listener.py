@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import http.client
+import os
 import resource
 import select
 import socket
@@ -19,7 +20,7 @@ from test_server import Toy
 
 from ollama_metrics.config import Address
 from ollama_metrics.errors import ListenError
-from ollama_metrics.listener import OLLAMA_PORT, Listener, listen, open_files_for
+from ollama_metrics.listener import OLLAMA_PORT, PASSED, Listener, adopt, listen, open_files_for
 from ollama_metrics.server import Server
 
 
@@ -157,6 +158,134 @@ def test_a_port_can_be_used_again_at_once(listening: Callable[..., list[Listener
     listener.server_close()
     (again,) = listening(("127.0.0.1", port))
     assert again.server_port == port
+
+
+# -- on sockets of others ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def adopting() -> Iterator[Callable[[socket.socket, str], Listener]]:
+    """`adopt` a copy of a socket; closed with the test."""
+    with ExitStack() as stack:
+
+        def start(sock: socket.socket, name: str) -> Listener:
+            listener = adopt(os.dup(sock.fileno()), name)
+            stack.callback(listener.server_close)
+            return listener
+
+        yield start
+
+
+def test_a_passed_socket_is_served_as_it_is(
+    adopting: Callable[[socket.socket, str], Listener],
+) -> None:
+    """A socket that systemd bound is a listener like one of our own, and says whose it is."""
+    with socket.create_server(("127.0.0.1", 0)) as passed:
+        listener = adopting(passed, PASSED)
+        port = passed.getsockname()[1]
+        assert listener.bound == Address("127.0.0.1", port)
+        assert listener.description == f"127.0.0.1:{port}, passed by systemd"
+        assert not listener.socket.getblocking()
+        assert listener.socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+        assert reached([listener], "127.0.0.1", port) is listener
+
+
+def test_a_passed_ipv6_socket_is_served_too(
+    ipv6: None, adopting: Callable[[socket.socket, str], Listener]
+) -> None:
+    """Its address is written in brackets."""
+    with socket.create_server(("::1", 0), family=socket.AF_INET6) as passed:
+        listener = adopting(passed, "[::1]:0")
+        assert listener.description == f"[::1]:{passed.getsockname()[1]}"
+        assert listener.url == f"http://[::1]:{passed.getsockname()[1]}"
+
+
+def make_unbound() -> socket.socket:
+    return socket.socket()
+
+
+def make_bound() -> socket.socket:
+    bound = socket.socket()
+    bound.bind(("127.0.0.1", 0))
+    return bound
+
+
+def make_datagram() -> socket.socket:
+    datagram = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    datagram.bind(("127.0.0.1", 0))
+    return datagram
+
+
+def make_accepted() -> socket.socket:
+    with (
+        socket.create_server(("127.0.0.1", 0)) as server,
+        socket.create_connection(server.getsockname()),
+    ):
+        return server.accept()[0]
+
+
+def make_unix() -> socket.socket:
+    unix = socket.socket(socket.AF_UNIX)
+    unix.bind("")  # an abstract name of the kernel's choice
+    unix.listen()
+    return unix
+
+
+@pytest.mark.parametrize(
+    "make", [make_unbound, make_bound, make_datagram, make_accepted, make_unix]
+)
+def test_a_socket_that_does_not_listen_for_tcp_is_refused(
+    make: Callable[[], socket.socket],
+) -> None:
+    """What a wrong ollama-metrics.socket passes is told with what it should say, and closed."""
+    with make() as wrong:
+        fd = os.dup(wrong.fileno())
+        with pytest.raises(ListenError) as caught:
+            adopt(fd, PASSED)
+    assert str(caught.value).startswith(f"the socket {fd} that was passed is not a listening TCP ")
+    assert "ListenStream=PORT" in str(caught.value)
+    with pytest.raises(OSError):
+        os.fstat(fd)
+
+
+def test_a_descriptor_that_is_no_socket_is_refused() -> None:
+    """A file in the place of a socket is told as such."""
+    with open("/dev/null") as file, pytest.raises(ListenError, match=r"passed is no socket \("):
+        adopt(file.fileno(), PASSED)
+
+
+def test_a_socket_that_listens_already_is_not_bound_again(
+    listening: Callable[..., list[Listener]], port: int
+) -> None:
+    """Of the addresses those that were inherited are served as they are, in their order, and the others bound."""
+    (kept,) = listening(("127.0.0.1", port))
+    addresses = [Address("127.0.0.2", 0), Address("127.0.0.1", port)]
+    fd = os.dup(kept.fileno())
+    listeners = listen(addresses, [("127.0.0.1:1", 999), (kept.name, fd)])
+    try:
+        assert [listener.name for listener in listeners] == ["127.0.0.2:0", f"127.0.0.1:{port}"]
+        assert listeners[1].fileno() == fd
+        assert listeners[0].fileno() not in (fd, 999)
+    finally:
+        for listener in listeners:
+            listener.server_close()
+
+
+def test_each_inherited_socket_of_port_0_is_another(
+    listening: Callable[..., list[Listener]],
+) -> None:
+    """Two addresses that are the same until a port is picked keep a socket each, and a third gets a new one."""
+    addresses = [("127.0.0.1", 0)] * 2
+    before = listening(*addresses)
+    fds = [os.dup(listener.fileno()) for listener in before]
+    inherited = [(listener.name, fd) for listener, fd in zip(before, fds)]
+    listeners = listen([Address(*address) for address in [*addresses, addresses[0]]], inherited)
+    try:
+        assert [listener.fileno() for listener in listeners[:2]] == fds
+        assert len({listener.server_port for listener in listeners}) == 3
+    finally:
+        for listener in listeners:
+            listener.server_close()
 
 
 # -- where it cannot -----------------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from email.utils import parsedate_to_datetime
 from pathlib import Path
@@ -27,7 +27,7 @@ from hypothesis import strategies as st
 
 from ollama_metrics.answer import Answer, Refused
 from ollama_metrics.config import Address
-from ollama_metrics.listener import listen
+from ollama_metrics.listener import Listener, adopt, listen
 from ollama_metrics.request import LARGEST_BODY, LARGEST_HEAD
 from ollama_metrics.server import Server
 
@@ -178,10 +178,12 @@ class Serving:
         addresses: int = 1,
         small: bool = False,
         reluctant: bool = False,
+        listeners: Optional[list[Listener]] = None,
+        connections: Iterable[int] = (),
         **limits: Any,
     ) -> None:
         self.application = Toy() if application is None else application
-        self.listeners = listen([Address("127.0.0.1", 0)] * addresses)
+        self.listeners = listeners or listen([Address("127.0.0.1", 0)] * addresses)
         if small:
             for listener in self.listeners:  # what is accepted inherits it
                 listener.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SOCKET_BUFFER)
@@ -192,17 +194,49 @@ class Serving:
             (listener.server_name, listener.server_port) for listener in self.listeners
         ]
         self.server = Server(self.listeners, self.application, **limits)
+        self.server.adopt(connections)
         self.counters = self.server.counters
         self.error: Optional[BaseException] = None
+        self.paused = False
         self.thread = threading.Thread(target=self._run)
         self._clients = ExitStack()
         self._probe: Optional[Client] = None
 
     def _run(self) -> None:
         try:
-            self.server.run()
+            self.paused = self.server.run()
         except BaseException as error:
             self.error = error
+
+    def begin_pause(self) -> None:
+        """Have the loop pause, from within as a renewal does it."""
+        self.server.on_wake = self.server.pause
+        self.server.wake()
+
+    def pause(self) -> None:
+        """The same, and wait until it has."""
+        self.begin_pause()
+        self.wait_for_pause()
+
+    def wait_for_pause(self) -> None:
+        self.thread.join(PATIENCE)
+        assert self.error is None, repr(self.error)
+        assert self.paused
+        self.server.on_wake = lambda: None
+
+    def resume(self) -> None:
+        """Let a server that has paused go on."""
+        self.paused = False
+        self.thread = threading.Thread(target=self._run)
+        self.thread.start()
+
+    def leave(self) -> tuple[list[Listener], list[int]]:
+        """Pause and end: what is left is sockets, as of a program that is executed anew."""
+        self.pause()
+        listeners = [adopt(os.dup(one.fileno()), one.name) for one in self.listeners]
+        connections = [os.dup(fd) for fd in self.server.connections]
+        self.end()
+        return listeners, connections
 
     def __enter__(self) -> Serving:
         self.thread.start()
@@ -218,6 +252,8 @@ class Serving:
         """Stop and wait for the end of `run`; how many seconds that took."""
         begun = time.monotonic()
         self.server.stop()
+        if self.paused:
+            self.resume()
         self.thread.join(PATIENCE)
         assert not self.thread.is_alive(), "the loop does not end"
         assert self.error is None, repr(self.error)
@@ -1133,6 +1169,168 @@ def test_an_answer_is_rendered_once_per_version(serve: Callable[..., Serving]) -
         toy.generation = object()
     assert serving.ask(get("/echo?page")).status == 200
     assert toy.rendered["/echo?page"] == 4
+
+
+# -- a pause, and another server after it --------------------------------------------------------------------------
+
+
+def test_a_wake_is_the_loops_to_answer(serve: Callable[..., Serving]) -> None:
+    """`on_wake` is called by the loop's own thread, once or more for whatever woke it, and the loop goes on."""
+    serving = serve()
+    called: list[threading.Thread] = []
+    serving.server.on_wake = lambda: called.append(threading.current_thread())
+    serving.server.wake()
+    serving.turn_until(lambda: bool(called))
+    assert set(called) == {serving.thread}
+
+
+def test_a_pause_ends_nothing(serve: Callable[..., Serving]) -> None:
+    """While a server pauses its connections stay open, new ones are not refused, and all are answered afterwards."""
+    serving = serve()
+    used, silent = serving.client(), serving.client()
+    assert used.ask(get("/echo?1")).body == b"1"
+    serving.turn()
+    serving.pause()
+    assert len(serving.server.connections) == 3
+    new = serving.client()
+    for client in (used, silent, new):
+        client.send(get("/echo?2"))
+    assert used.silent(0.05)
+    serving.resume()
+    for client in (used, silent, new):
+        assert client.reply().body == b"2"
+
+
+def test_another_server_goes_on_with_the_connections(serve: Callable[..., Serving]) -> None:
+    """What was sent while nobody served is answered by the next server, on connections old and new, without a reset."""
+    before = serve()
+    used, silent, idle = before.client(), before.client(), before.client()
+    for client in (used, idle):
+        assert client.ask(get("/echo?1")).body == b"1"
+    before.turn()
+    listeners, connections = before.leave()
+    assert len(connections) == 4
+    new = before.client()
+    for client in (used, silent, new):
+        client.send(get("/echo?2"))
+    after = serve(listeners=listeners, connections=connections)
+    for client in (used, silent, new):
+        assert client.reply().body == b"2"
+    assert after.counters.connections == 5
+    assert idle.ask(get("/echo?3")).body == b"3"
+    used.close()
+    after.turn_until(lambda: after.counters.connections == 5)  # but for the one that turns it
+
+
+def test_a_connection_that_went_on_is_closed_when_it_is_idle_for_too_long(
+    serve: Callable[..., Serving],
+) -> None:
+    """The next server knows nothing of how long it had been idle, and gives it all of its time once more."""
+    before = serve()
+    client = before.client()
+    assert client.ask(get("/echo?1")).body == b"1"
+    listeners, connections = before.leave()
+    after = serve(listeners=listeners, connections=connections, idle_seconds=0.2)
+    assert client.ended()
+    assert after.counters.evicted == 0
+
+
+def test_a_request_that_has_begun_is_answered_before_the_pause(
+    serve: Callable[..., Serving],
+) -> None:
+    """Who has sent a part of a request may send the rest of it, and others are answered meanwhile."""
+    serving = serve()
+    client = serving.client()
+    client.send(get("/echo?1")[:10])
+    serving.turn()
+    serving.begin_pause()
+    serving.turn()
+    assert serving.ask(get("/echo?new")).body == b"new"
+    assert client.ask(get("/echo?1")[10:]).body == b"1"
+    serving.wait_for_pause()
+    assert client.silent(0.05)
+    serving.resume()
+    assert client.ask(get("/echo?2")).body == b"2"
+
+
+def test_a_pipeline_is_answered_across_a_pause(serve: Callable[..., Serving]) -> None:
+    """Of requests that were sent in one go none is lost and none is answered twice, whoever answers it."""
+    before = serve()
+    client = before.client()
+    client.send(b"".join(get(f"/echo?{number}") for number in range(600)))
+    listeners, connections = before.leave()
+    serve(listeners=listeners, connections=connections)
+    assert [client.reply().body for _ in range(600)] == [b"%d" % number for number in range(600)]
+
+
+def test_an_answer_is_taken_before_the_pause(serve: Callable[..., Serving]) -> None:
+    """A client that is reading a large answer gets all of it, and its connection goes on."""
+    before = serve(small=True)
+    client = before.client(buffer=SOCKET_BUFFER)
+    client.send(get("/large"))
+    before.turn()
+    before.begin_pause()
+    assert client.reply().body == LARGE
+    listeners, connections = before.leave()
+    serve(listeners=listeners, connections=connections)
+    assert client.ask(get("/echo?2")).body == b"2"
+
+
+def test_a_slow_client_is_not_waited_for_long(serve: Callable[..., Serving]) -> None:
+    """A request that does not come to its end, and an answer that nobody takes, are given up after half a second."""
+    serving = serve(small=True)
+    slow, stuck, idle = serving.client(), serving.client(buffer=SOCKET_BUFFER), serving.client()
+    assert idle.ask(get("/echo?1")).body == b"1"
+    slow.send(b"GET /echo?")
+    stuck.send(get("/large"))
+    serving.turn()
+    begun = time.monotonic()
+    serving.pause()
+    assert time.monotonic() - begun > 0.4
+    assert slow.gone()
+    assert idle.silent(0.05)
+    serving.resume()
+    assert idle.ask(get("/echo?2")).body == b"2"
+    with pytest.raises((AssertionError, ConnectionResetError)):
+        stuck.reply()
+
+
+def test_an_end_is_stronger_than_a_pause(serve: Callable[..., Serving]) -> None:
+    """A server that is stopped while it is about to pause says goodbye and closes everything."""
+    serving = serve()
+    client = serving.client()
+    client.send(b"GET /echo?")
+    serving.turn()
+    serving.begin_pause()
+    serving.turn()
+    serving.server.stop()
+    serving.thread.join(PATIENCE)
+    assert not serving.paused
+    assert client.gone()
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(serving.addresses[0]).close()
+
+
+def test_a_paused_server_that_is_stopped_answers_what_has_arrived(
+    serve: Callable[..., Serving],
+) -> None:
+    """A stop that comes when the loop has paused already waits for the next `run`, which says goodbye."""
+    serving = serve()
+    client = serving.client()
+    assert client.ask(get("/echo?1")).body == b"1"
+    serving.pause()
+    client.send(get("/echo?2"))
+    serving.end()
+    assert client.reply().headers["Connection"] == "close"
+    assert client.ended()
+
+
+def test_what_is_no_socket_is_no_connection(serve: Callable[..., Serving]) -> None:
+    """Descriptors that are files, or closed by now, are passed over."""
+    with open("/dev/null") as file:
+        serving = serve(connections=[file.fileno(), 10**6])
+        assert serving.counters.connections == 0
+        assert serving.ask(get("/echo?x")).body == b"x"
 
 
 # -- anything at all -----------------------------------------------------------------------------------------------
