@@ -31,10 +31,11 @@ readonly units=/etc/systemd/system service=ollama-metrics.service socket=ollama-
 readonly link=/usr/local/bin/ollama-metrics
 readonly state=/var/lib/ollama-metrics
 readonly sources=(pyproject.toml README.md LICENSE ollama_metrics)
-readonly megabytes_needed=150 # a new version takes up to 40 until pip is removed from it, then 3
+readonly megabytes_needed=100 # a new version takes up to 50 until pip is removed from it, then 3
 
+began=$(date +%s)
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
-readonly here
+readonly began here
 
 # What the command line asks for.
 action=set_up purge='' dry='' timeout=60 asked_python='' wheelhouse='' with_socket=''
@@ -295,8 +296,10 @@ mend() {
 roll_back() {
     mode=roll_back
     undo "$prefix/installing"
-    ((${#problems[@]})) || rm -rf "$prefix/installing" "$prefix/backup"
     mode=''
+    # As long as something is left to undo, the journal is needed.
+    if ((${#problems[@]})); then return 0; fi
+    if [[ -e $prefix/installed ]]; then rm -rf "$prefix/installing" "$prefix/backup"; else rm -rf "$prefix"; fi
 }
 
 # Undoes what is noted in a file, latest first. With PART only that, which is then forgotten.
@@ -338,7 +341,7 @@ put() { # PATH TEXT [MODE]
         mkdir -p "$(dirname "$prefix/backup$1")"
         cp -pf "$1" "$prefix/backup$1"
     fi
-    note "${kind:-file}" "$1"
+    [[ $1 == "$prefix"/* ]] || note "${kind:-file}" "$1" # what is in there goes with it, and last
     [[ -e $1 ]] || install -m "${3:-644}" /dev/null "$1"
     printf '%s\n' "$2" >"$1"
 }
@@ -376,8 +379,6 @@ make_link() { # LINK TARGET
 undo_link() { [[ $(readlink "$1") != "$2" ]] || try rm -f "$1"; }
 
 undo_unfinished() { try rm -rf "$1"; }
-# With everything in it, the journal too; without that, what could not be undone would be forgotten.
-undo_home() { ((${#problems[@]})) || try rm -rf "$prefix"; }
 
 # One rename, so there is no moment without a version.
 switch_to() { # versions/NAME
@@ -481,7 +482,9 @@ undo_service() { # WHAT-IT-WAS
 shown() { systemctl show --property "$1" --value "$2"; }
 is_loaded() { [[ $(shown LoadState "$1") == loaded ]]; }
 is_active() { [[ $(systemctl is-active "$1") == active ]]; }
-last_lines() { journalctl --quiet --no-pager --output=cat --unit="$1" --lines=6 --since=-2min 2>/dev/null || true; }
+last_lines() {
+    { journalctl --sync && journalctl --quiet --no-pager --output=cat --unit="$1" --lines=6 --since="@$began"; } 2>/dev/null || true
+}
 
 megabytes_free() {
     local folder=$prefix
@@ -623,12 +626,8 @@ look_around() {
 begin() {
     if [[ $dry || -d $work ]]; then return 0; fi
     adopt
-    if [[ ! -d ${prefix%/*} ]]; then
-        mkdir -p "$prefix"
-        note folder "${prefix%/*}"
-    fi
     mkdir -p "$prefix/versions" "$work"
-    note home
+    : >"$prefix/installing"
 }
 
 # The journal of an installation whose own has been lost.
@@ -637,7 +636,6 @@ adopt() {
     tell 'the journal of what is installed is missing: taking it for a default installation'
     mkdir -p "$prefix"
     tr ' ' '\t' >"$prefix/installed" <<END
-base home
 base folder ${config%/*}
 base settings $config
 base state
@@ -894,7 +892,7 @@ deploy() {
     # Somebody who disabled a service that runs has a reason.
     [[ $old ]] || enable "$service"
     if [[ $with_socket && ($socket_was != active || $socket_differs) ]]; then start_socket; fi
-    start || die "version $version did not get ready within $timeout s; it said last:" "$(last_lines "$service")"
+    start || die "version $version does not get ready (--timeout $timeout); it said last:" "$(last_lines "$service")"
 }
 
 put_unit() { # NAME [TEXT]
@@ -1206,6 +1204,7 @@ uninstall() {
         say 'Undoing what was installed, latest first:'
         undo "$prefix/installed"
         no_problems "some of it could not be undone: see to it, and run $prefix/install.sh --uninstall again"
+        run rm -rf "$prefix"
     fi
     for folder in "${config%/*}" "$state"; do
         if [[ $purge && -e $folder ]]; then run rm -rf "$folder"; fi

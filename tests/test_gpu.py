@@ -336,18 +336,23 @@ def test_a_gpu_that_cannot_even_be_opened_is_lost(nvml: NvmlStandIn, collect: An
 def test_each_way_in_which_the_driver_fails_as_a_whole(
     nvml: NvmlStandIn, code: int, failed: str, word: str
 ) -> None:
-    """After a good reading, an error of the whole driver is a failure with the driver's words; then it heals."""
-    before, broken, after = run(
+    """After a good reading, an error of the whole driver is a failure with the driver's words; then it heals.
+
+    Only a mismatch of driver and library is one that another process would not have.
+    """
+    before, broken, after, replaced = run(
         nvml,
         f"""
 before = collect()
 state(count=1, error__nvmlDeviceGetCount_v2={code}, init={code})
 broken = [collect(), collect()]
+replaced = [collector.driver_replaced]
 state(count=1)
-result = [before, broken, collect()]
+result = [before, broken, collect(), [*replaced, collector.driver_replaced]]
 """,
     )
     assert len(before["gpus"]) == len(after["gpus"]) == 1
+    assert replaced == [failed == "DriverReplaced", False]
     for one in broken:
         assert one["failed"] == failed
         assert word in one["why"]

@@ -142,7 +142,9 @@ def test_a_program_that_would_not_start_is_not_executed(
 ) -> None:
     """One line of the log has the last thing that the check has said, or how it ended; the loop goes on."""
     trial = Trial(monkeypatch, program)
+    files = set(os.listdir("/proc/self/fd"))
     trial.check()
+    assert set(os.listdir("/proc/self/fd")) == files
     assert trial.said == [f"{REFUSED}{why}"]
     assert trial.loop.pauses == 0
 
