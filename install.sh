@@ -32,6 +32,7 @@ readonly link=/usr/local/bin/ollama-metrics
 readonly state=/var/lib/ollama-metrics
 readonly sources=(pyproject.toml README.md LICENSE ollama_metrics)
 readonly megabytes_needed=100 # a new version takes up to 50 until pip is removed from it, then 3
+readonly files_needed=4000        # the same in files: 1800, then 200
 
 began=$(date +%s)
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
@@ -206,7 +207,7 @@ run() {
 # Ends it all, with the one sentence that tells why, and the last lines of what a command said about it.
 die() { # SENTENCE [OUTPUT]
     sentence=$1
-    if [[ ${2-} =~ (No space left|Errno 28|Disk quota) ]] || { [[ -d $prefix ]] && (($(megabytes_free) < 1)); }; then
+    if [[ ${2-} =~ (No space left|Errno 28|Disk quota) ]] || { [[ -d $prefix ]] && (($(megabytes_free) < 1 || $(files_free) < 1)); }; then
         sentence="the disk of $prefix became full while $doing; $megabytes_needed MB are needed"
     elif [[ ${2-} ]]; then
         sentence+=$'\n'$(tail -n 8 <<<"$2" | cut -c 1-300 | sed 's/^/    /')
@@ -486,10 +487,17 @@ last_lines() {
     { journalctl --sync && journalctl --quiet --no-pager --output=cat --unit="$1" --lines=6 --since="@$began"; } 2>/dev/null || true
 }
 
-megabytes_free() {
+megabytes_free() { on_disk -BM --output=avail; }
+
+# A full table of files is a full disk, too. Some file systems have no such table, and none is used up then.
+files_free() {
+    if (($(on_disk --output=itotal) == 0)); then printf '%s' "$files_needed"; else on_disk --output=iavail; fi
+}
+
+on_disk() { # df's OPTIONS
     local folder=$prefix
     while [[ ! -d $folder ]]; do folder=$(dirname "$folder"); done
-    df --output=avail -BM "$folder" | tail -n 1 | tr -dc '0-9'
+    df "$@" "$folder" | tail -n 1 | tr -dc '0-9' | sed 's/^$/0/'
 }
 
 # The answer of a URL, asked by way of no proxy; fails unless it is a 200 within 5 s.
@@ -519,7 +527,7 @@ renew() { # reload|restart versions/NAME SECONDS
     local deadline=$((SECONDS + $3)) restarts pid
     restarts=$(shown NRestarts "$service")
     try timeout "$3" systemctl "$1" "$service" || return 1
-    [[ $1 == reload ]] || restarts=0
+    [[ $1 == reload ]] || restarts=$(shown NRestarts "$service")
     listens
     url=${REPLY%% *}
     url=http://${url/#0.0.0.0:/127.0.0.1:}
@@ -607,6 +615,8 @@ look_around() {
         die "there is no wheel of ollama-metrics $version in $wheelhouse: \`make wheelhouse\` makes one"
     (($(megabytes_free) >= megabytes_needed)) ||
         die "the disk of $prefix has $(megabytes_free) MB free, and $megabytes_needed are needed"
+    (($(files_free) >= files_needed)) ||
+        die "the disk of $prefix has room for $(files_free) more files, and $files_needed are needed"
     [[ $(systemctl is-enabled "$service" 2>/dev/null || true) != masked* ]] ||
         die "$service is masked: systemctl unmask $service"
     [[ $front != nginx ]] || look_at_ollama
@@ -835,8 +845,11 @@ configure() {
     wanted_settings
     text=$REPLY
     [[ $dry ]] || printf '%s\n' "$text" >"$work/environment"
-    as_ollama "$venv/bin/python" -I -m ollama_metrics check --config "$work/environment" ||
-        die "the settings will not do: ${output//$work\/environment/$config}"
+    if ! as_ollama "$venv/bin/python" -I -m ollama_metrics check --config "$work/environment"; then
+        # What the agent has to say of settings is one line.
+        [[ $output == *$'\n'* ]] || die "the settings will not do: ${output//$work\/environment/$config}"
+        die 'the new version does not work as the user ollama' "$output"
+    fi
     as_ollama "$venv/bin/python" -I -m ollama_metrics once --config "$work/environment" ||
         die 'the new version does not work as the user ollama' "$output"
 

@@ -336,14 +336,30 @@ def test_a_python_that_is_too_old(bare: Host) -> None:
 
 @pytest.mark.parametrize(
     ("options", "said"),
-    [("size=20m", "MB free"), ("size=400m,nr_inodes=200", "the disk of /opt/ollama-metrics")],
+    [("size=20m", "MB free"), ("size=400m,nr_inodes=200", "more files")],
+    ids=["bytes", "files"],
 )
-def test_a_full_disk(bare: Host, options: str, said: str) -> None:
-    """A disk that is too small, or becomes full midway, is one sentence about the disk; what was begun is gone."""
+def test_a_disk_that_is_too_small(bare: Host, options: str, said: str) -> None:
+    """A disk that has not the room, for bytes or for files, is told before anything is done."""
     bare.shell(f"mount -t tmpfs -o {options} none /opt")
     try:
         assert said in refused(bare.install(check=False))
         assert bare.shell("ls -A /opt") == ""
+    finally:
+        bare.shell("umount /opt")
+    unchanged(bare)
+
+
+def test_a_disk_that_becomes_full(bare: Host) -> None:
+    """A disk that becomes full midway is one sentence about the disk, and what was begun is gone."""
+    bare.shell("mount -t tmpfs -o size=200m none /opt")
+    try:
+        process = begin(bare)
+        bare.shell("head -c 300M /dev/zero > /opt/filled 2>/dev/null || :")
+        out, err = process.communicate(timeout=60)
+        finished = subprocess.CompletedProcess(process.args, process.returncode, out, err)
+        assert "the disk of /opt/ollama-metrics became full" in refused(finished)
+        assert bare.shell("ls -A /opt") == "filled"
     finally:
         bare.shell("umount /opt")
     unchanged(bare)
