@@ -231,9 +231,11 @@ finish() { # STATUS
     if [[ ! $dry && -d $prefix ]]; then
         rm -rf "$work"
         if (($1 && ${#problems[@]} == 0)) && [[ -e $prefix/installing ]]; then
-            say 'That failed: undoing what was done'
+            if [[ -s $prefix/installing ]]; then
+                say 'That failed: undoing what was done'
+                undone='Everything is undone.'
+            fi
             roll_back
-            undone='Everything is undone.'
         fi
     fi
     if (($1)) && [[ $sentence ]]; then
@@ -622,7 +624,12 @@ look_around() {
     [[ $front != nginx ]] || look_at_ollama
 
     old=$(readlink "$prefix/current" || true)
-    was_active=$(systemctl is-active "$service" || true)
+    # A reload or a restart that somebody has just asked for takes a second.
+    for ((n = 0; n < 100; n++)); do
+        was_active=$(systemctl is-active "$service" || true)
+        [[ $was_active =~ ^(reloading|activating|deactivating)$ && ! $dry ]] || break
+        sleep 0.1
+    done
     listens
     listened=$REPLY
     for ((n = 1; ; n++)); do
@@ -1048,6 +1055,10 @@ look_at_ollama() {
     if noted front nginx; then return 0; fi
     is_loaded ollama.service || die 'there is no ollama.service to put nginx in front of: install Ollama first'
     is_active ollama.service || die 'ollama.service does not run: systemctl start ollama'
+    while IFS= read -r file; do
+        ! grep -Eqs '^[[:space:]]*OLLAMA_HOST=' "${file% (*}" ||
+            die "${file% (*} sets OLLAMA_HOST for ollama.service, and would win over the drop-in that moves it: remove it there"
+    done < <(shown EnvironmentFiles ollama.service)
     [[ ! $python ]] || fetch "$ollama_url" >/dev/null ||
         die "Ollama does not answer at $ollama_url, and the front is made for one that does: look at its OLLAMA_HOST"
 }
@@ -1140,7 +1151,7 @@ move_ollama() {
         die 'a drop-in of ollama.service sets OLLAMA_HOST after ours, zz-ollama-metrics-front.conf: remove it there'
     run systemctl restart ollama.service
     await_answer "$moved_url" "$timeout" ||
-        die "Ollama did not answer at $moved_url within $timeout s; is there an OLLAMA_HOST in a file that EnvironmentFile= names?"
+        die "Ollama did not answer at $moved_url within $timeout s, where the front moves it" "$(last_lines ollama.service)"
 }
 
 # Back on its port, unless it is there because it was never restarted.
@@ -1156,10 +1167,13 @@ undo_ollama() {
 
 undo_nginx() { # WHAT-IT-WAS
     local deadline=$((SECONDS + 10))
-    is_active nginx.service || return 0
+    if ! is_active nginx.service; then
+        [[ $dry ]] || systemctl reset-failed nginx.service &>/dev/null || true
+        return 0
+    fi
     if [[ $1 == active ]]; then try systemctl reload nginx.service; else try systemctl stop nginx.service; fi
     # It lets go of the port a moment later.
-    until [[ $dry || ! $(ss -Hltn 'sport = :11434') ]] || ((SECONDS >= deadline)); do sleep 0.1; done
+    until [[ $dry || $(ss -Hltnp 'sport = :11434') != *'"nginx"'* ]] || ((SECONDS >= deadline)); do sleep 0.1; done
 }
 undo_reloaded() { ! is_active nginx.service || try systemctl reload nginx.service; }
 

@@ -92,7 +92,7 @@ def test_while_it_is_set_up_ollama_is_away_for_a_moment_only(host: Host) -> None
             "echo OLLAMA_HOST=127.0.0.1:11434 > /etc/ollama.env; mkdir -p /etc/systemd/system/ollama.service.d; "
             "printf '[Service]\\nEnvironmentFile=/etc/ollama.env\\n' > /etc/systemd/system/ollama.service.d/own.conf; "
             "systemctl daemon-reload; systemctl restart ollama",
-            "OLLAMA_HOST",
+            "/etc/ollama.env sets OLLAMA_HOST",
         ),
         # Ollama's new port is somebody else's.
         ("systemd-run --unit=squatter -q python3 -m http.server --bind 127.0.0.1 11436", "11436"),

@@ -55,22 +55,33 @@ def test_the_page_was_found() -> None:
 
 
 def test_the_drop_in_for_addresses(host: Host) -> None:
-    """The firewall drop-in, as it is written, lets this host in and no other address."""
+    """The firewall drop-in, as it is written, lets this host in and no other address; for the socket unit, too."""
     match = re.search(r"^```ini\n((?:.*\n)*?)```", PAGE, re.MULTILINE)
     assert match
-    folder = "/run/systemd/system/ollama-metrics.service.d"
-    host.write(f"{folder}/addresses.conf", match[1])
-    host.shell(
-        "ip address add 198.51.100.7/32 dev lo; systemctl daemon-reload; systemctl restart ollama-metrics"
+    folder = "/run/systemd/system/ollama-metrics"
+    url = "http://198.51.100.7:11435/-/ready"
+    ask = ("curl", "-s", "--max-time", "2", url)
+    restart = (
+        "systemctl daemon-reload; systemctl stop ollama-metrics ollama-metrics.socket; "
+        "systemctl start ollama-metrics.socket ollama-metrics"
     )
+    host.shell(f"ip address add 198.51.100.7/32 dev lo; {restart}")
+    assert host.run(*ask).stdout == '{"ready": true}\n'
+    host.write(f"{folder}.service.d/addresses.conf", match[1])
+    host.write(f"{folder}.socket.d/addresses.conf", match[1].replace("[Service]", "[Socket]"))
     try:
+        host.shell(restart)
         host.wait_until_ready()
-        url = "http://198.51.100.7:11435/-/ready"
-        assert host.run("curl", "-s", "--max-time", "2", url, check=False).returncode == 28
+        assert host.run(*ask, check=False).returncode == 28
+        host.shell(
+            "systemctl disable --now ollama-metrics.socket; systemctl restart ollama-metrics"
+        )
+        host.wait_until_ready()
+        assert host.run(*ask, check=False).returncode == 28
     finally:
         host.shell(
-            f"rm {folder}/addresses.conf; ip address del 198.51.100.7/32 dev lo; systemctl daemon-reload; "
-            "systemctl restart ollama-metrics"
+            f"rm {folder}.*.d/addresses.conf; ip address del 198.51.100.7/32 dev lo; "
+            "systemctl daemon-reload; systemctl restart ollama-metrics"
         )
     host.wait_until_ready()
 
