@@ -50,6 +50,8 @@ def main(
             return Daemon(config, environment, argv[1:] if arguments is None else None).run()
         if command == "check":
             return _check(config, environment)
+        if arguments is None:
+            _end_at_once_when_interrupted()
         return _once(config, environment, format)
     except ConfigError as error:
         print(f"ollama-metrics: {error}", file=sys.stderr)
@@ -68,6 +70,14 @@ def _stay_with_this_version() -> None:
     """
     for paths in (sys.path, sys.modules[__name__.rpartition(".")[0]].__path__):
         paths[:] = map(os.path.realpath, paths)
+
+
+def _end_at_once_when_interrupted() -> None:
+    """Have SIGINT be no exception, which an import that it interrupts may swallow. Ignored, it stays so."""
+    import signal
+
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, lambda *_: os._exit(EXIT_INTERRUPTED))
 
 
 # -- arguments ---------------------------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -19,6 +20,12 @@ from notify_socket import Systemd
 from standin import NvmlStandIn
 
 REPOSITORY = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _hang_ups_are_not_ignored() -> None:
+    """Whoever started the tests may have had SIGHUP ignored (nohup), which each daemon would inherit and respect."""
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @pytest.fixture

@@ -9,7 +9,9 @@ from contextlib import contextmanager
 from typing import Any
 
 import pytest
+from conftest import missing
 from installed import Host
+from standin import NvmlStandIn
 
 pytestmark = [pytest.mark.booted, pytest.mark.timeout(180)]
 
@@ -238,3 +240,68 @@ def test_with_the_socket_unit_a_restart_turns_nobody_away(host: Host) -> None:
         assert polled.result["polls"] > 50
     finally:
         host.shell(f"systemctl stop {SERVICE}.socket {SERVICE}; systemctl start {SERVICE}")
+
+
+# -- the driver --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def driver(host: Host) -> Iterator[NvmlStandIn]:
+    """The stand-in for NVIDIA's library, with two healthy GPUs, as the service's own."""
+    if not NvmlStandIn.available():
+        missing("gcc")
+    folder = "/opt/nvml"  # programs and libraries come from /opt and /usr alone
+    host.shell(f"rm -rf {folder}; mkdir {folder}")
+    inside = host.machine.path(folder)
+    driver = NvmlStandIn(inside)
+    driver.set(count=2)
+    variables = {
+        name: value.replace(str(inside), folder)
+        for name, value in driver.environment().items()
+        if name in ("LD_LIBRARY_PATH", "NVML_STANDIN_STATE")
+    }
+    host.shell(f"chmod -R a+rX {folder}")
+    lines = "".join(f'Environment="{name}={value}"\n' for name, value in variables.items())
+    with drop_in(host, f"[Service]\n{lines}WatchdogSec=4\n"):
+        host.shell(f"systemctl restart {SERVICE}")
+        yield driver
+        driver.reset()
+        host.shell("rm -f /var/lib/ollama-metrics/gpus-expected")
+
+
+def test_gpus_are_read_in_the_sandbox(host: Host, driver: NvmlStandIn) -> None:
+    """The real binding loads the driver's library within the sandbox and reads both GPUs."""
+    document = host.metrics()
+    assert (document["status"], document["gpu_count"], len(document["gpus"])) == ("ok", 2, 2)
+
+
+def test_a_driver_that_hangs_does_not_restart_the_service(host: Host, driver: NvmlStandIn) -> None:
+    """While a driver call hangs the host is failing, and the watchdog leaves the process alone; so it goes on after."""
+    before = host.pid
+    driver.hang()
+    host.wait(lambda: host.metrics()["status"] == "failing")
+    assert host.metrics()["weight"] == 500
+    uptime = host.metrics()["agent"]["uptime_seconds"]
+    host.wait(lambda: host.metrics()["agent"]["uptime_seconds"] > uptime + 6)
+    assert host.metrics()["status"] == "failing"
+    assert re.match("failing, weight 500: ", host.shown("StatusText"))
+    driver.release()
+    host.wait(lambda: host.metrics()["status"] == "ok")
+    assert host.pid == before
+
+
+def test_an_updated_driver_renews_the_agent(host: Host, driver: NvmlStandIn) -> None:
+    """When library and kernel module differ the agent executes itself anew, once; the pid stays, no poll fails."""
+    before = host.pid
+    with host.polled() as polled:
+        # 18: NVML_ERROR_LIB_RM_VERSION_MISMATCH
+        host.renew(lambda: driver.update({"init": 18, "error.nvmlDeviceGetCount": 18}))
+        driver.remove("init", "error.nvmlDeviceGetCount")
+        host.wait(lambda: host.metrics()["status"] == "ok")
+    assert polled.result["failed"] == []
+    assert host.pid == before
+    said = host.journal(SERVICE)
+    assert (
+        said.count("the NVIDIA driver was updated under this process: the program is executed anew")
+        == 1
+    )
