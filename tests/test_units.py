@@ -17,7 +17,7 @@ UNITS = REPOSITORY / "systemd"
 
 
 def test_the_settings_file_has_every_setting_with_its_default() -> None:
-    """systemd/environment names each setting once, commented out, with the default that the code has."""
+    """systemd/environment and docs/OPERATIONS.md name each setting once, with the default that the code has."""
     text = (UNITS / "environment").read_text("utf-8")
     assert parse_config_file(text, "environment") == {}
     shown = dict(re.findall(r"^#(OLLAMA_METRICS_[A-Z_]+)=(.*)$", text, re.MULTILINE))
@@ -28,6 +28,10 @@ def test_the_settings_file_has_every_setting_with_its_default() -> None:
         if one.name != "config"
     }
     assert shown == defaults
+    page = (REPOSITORY / "docs" / "OPERATIONS.md").read_text("utf-8")
+    assert (
+        dict(re.findall(r"^\| `(OLLAMA_METRICS_\w+)` \| (\S+) \|", page, re.MULTILINE)) == defaults
+    )
 
 
 def test_each_default_in_the_settings_file_would_be_accepted() -> None:
