@@ -14,9 +14,9 @@
 #   with --allow-from              rules in firewalld
 #   with --front nginx             nginx on Ollama's port, Ollama itself on 127.0.0.1:11436
 #
-# How it leaves nothing half-done: a change is noted in a journal before it is made, and each kind of
-# change has a function undo_KIND. A run that fails undoes what it noted, from the end; --uninstall
-# undoes what all runs noted; what a power cut left is undone by the next run.
+# How it leaves nothing half-done: a change is noted in a journal before it is made, and each kind
+# of change has a function undo_KIND. A run that fails undoes what it noted, from the end;
+# --uninstall undoes what all runs noted; what a power cut left is undone by the next run.
 #
 # Needs bash 4.4, coreutils, util-linux and systemd 239: what Rocky Linux 8 has.
 
@@ -93,7 +93,7 @@ main() {
     export SYSTEMCTL_SKIP_SYSV=1     # Debian's systemctl would rename nginx's links in /etc/rc?.d
     export DEBIAN_FRONTEND=noninteractive NEEDRESTART_SUSPEND=1
 
-    [[ -d /run/systemd/system ]] || die 'systemd does not run here, and the agent is installed as its service'
+    [[ -d /run/systemd/system ]] || die 'systemd does not run here, and the agent is a service of it'
     find_python || true
     if [[ $dry ]]; then
         say 'A dry run: nothing is changed. What would be run stands after a +.'
@@ -107,7 +107,7 @@ main() {
     "$action"
 }
 
-# ---- the command line ------------------------------------------------------------------------------
+# ---- the command line ----------------------------------------------------------------------------
 
 parse() {
     while (($#)); do
@@ -121,7 +121,7 @@ parse() {
             --*)
                 is_option "$1" || misuse "there is no option $1"
                 [[ ${2-} && $2 != --* ]] || misuse "$1 needs a value"
-                [[ $2 != *[[:cntrl:]]* ]] || misuse "the value of $1 has a line break or the like in it"
+                [[ $2 != *[[:cntrl:]]* ]] || misuse "the value of $1 has a line break in it"
                 take "$1" "$2"
                 shift
                 ;;
@@ -140,7 +140,8 @@ parse() {
 
 is_option() {
     case $1 in
-        --wheelhouse | --python | --allow-from | --timeout | --front | --tls-cert | --tls-key | --front-allow) ;;
+        --wheelhouse | --python | --allow-from | --timeout) ;;
+        --front | --tls-cert | --tls-key | --front-allow) ;;
         *) setting_names | grep -Fx -e "${1#--}" >/dev/null ;;
     esac
 }
@@ -174,7 +175,7 @@ misuse() {
     exit 2
 }
 
-# ---- saying, running, failing ----------------------------------------------------------------------
+# ---- saying, running, failing --------------------------------------------------------------------
 
 say() { printf '%s\n' "$*"; }
 tell() { printf '      %s\n' "$*"; }
@@ -204,10 +205,11 @@ run() {
     try "$@" || die "while $doing, this failed: $(quoted "$@")" "$output"
 }
 
-# Ends it all, with the one sentence that tells why, and the last lines of what a command said about it.
+# Ends it all, with the one sentence that tells why, and the last of what a command said about it.
 die() { # SENTENCE [OUTPUT]
+    local full='(No space left|Errno 28|Disk quota)'
     sentence=$1
-    if [[ ${2-} =~ (No space left|Errno 28|Disk quota) ]] || { [[ -d $prefix ]] && (($(megabytes_free) < 1 || $(files_free) < 1)); }; then
+    if [[ ${2-} =~ $full ]] || { [[ -d $prefix ]] && (($(megabytes_free) < 1 || $(files_free) < 1)); }; then
         sentence="the disk of $prefix became full while $doing; $megabytes_needed MB are needed"
     elif [[ ${2-} ]]; then
         sentence+=$'\n'$(tail -n 8 <<<"$2" | cut -c 1-300 | sed 's/^/    /')
@@ -221,7 +223,7 @@ unforeseen() {
     die "while $doing, this failed: $1"
 }
 
-# What it calls must not `return` without a number: in a trap that gives the status of before the trap.
+# What it calls must not `return` without a number: in a trap that is the status of before the trap.
 # shellcheck disable=SC2317  # a trap calls it
 finish() { # STATUS
     local undone=''
@@ -249,10 +251,10 @@ finish() { # STATUS
     exit "$1"
 }
 
-# ---- the journal -----------------------------------------------------------------------------------
+# ---- the journal ---------------------------------------------------------------------------------
 #
 #   installing  what this run has noted: PART KIND ARGUMENT..., with tabs in between
-#   committed   the same under another name: that rename is the moment in which the run has succeeded
+#   committed   the same under another name: in the moment of that rename the run has succeeded
 #   installed   what all runs have noted that succeeded
 #
 # PART is base, packages, firewall, or front, which can be taken away by itself.
@@ -274,6 +276,7 @@ noted() { # PART KIND [ARGUMENTS]
 
 commit() {
     [[ ! $dry ]] || return 0
+    trap '' INT TERM HUP PIPE
     mv "$prefix/installing" "$prefix/committed"
     merge
     rm -rf "$prefix/backup"
@@ -302,7 +305,8 @@ roll_back() {
     mode=''
     # As long as something is left to undo, the journal is needed.
     if ((${#problems[@]})); then return 0; fi
-    if [[ -e $prefix/installed ]]; then rm -rf "$prefix/installing" "$prefix/backup"; else rm -rf "$prefix"; fi
+    if [[ ! -e $prefix/installed ]]; then rm -rf "$prefix"; fi
+    rm -rf "$prefix/installing" "$prefix/backup"
 }
 
 # Undoes what is noted in a file, latest first. With PART only that, which is then forgotten.
@@ -314,7 +318,8 @@ undo() { # FILE [PART]
         if [[ ! ${2-} || ${words[0]} == "$2" ]]; then
             [[ $dry ]] || tell "- ${words[*]:1}"
             output=''
-            "undo_${words[1]}" "${words[@]:2}" || problems+=("${words[*]:1}${output:+: ${output##*$'\n'}}")
+            "undo_${words[1]}" "${words[@]:2}" ||
+                problems+=("${words[*]:1}${output:+: ${output##*$'\n'}}")
         fi
     done
     [[ ! ${2-} || $dry || ${#problems[@]} != 0 ]] || sed -i "/^$2\t/d" "$1"
@@ -324,7 +329,7 @@ no_problems() { # SENTENCE
     ((${#problems[@]} == 0)) || die "$1"
 }
 
-# ---- the kinds of change ---------------------------------------------------------------------------
+# ---- the kinds of change -------------------------------------------------------------------------
 #
 # An undo_KIND may find its change not made at all, or undone already.
 
@@ -392,7 +397,8 @@ undo_switched() { if [[ $1 == none ]]; then try rm -f "$prefix/current"; else sw
 
 package_names() {
     if command -v dpkg-query >/dev/null; then
-        dpkg-query --show --showformat '${db:Status-Status} ${binary:Package}\n' | sed -n 's/^installed //p'
+        dpkg-query --show --showformat '${db:Status-Status} ${binary:Package}\n' |
+            sed -n 's/^installed //p'
     else
         rpm -qa --queryformat '%{NAME}\n'
     fi | sort -u
@@ -444,13 +450,13 @@ undo_packages() {
 undo_group() {
     if getent group "$1" >/dev/null && ! id "$1" &>/dev/null; then try groupdel "$1"; fi
 }
+has_processes() { [[ $(find /proc -mindepth 1 -maxdepth 1 -user "$1" -print -quit 2>/dev/null) ]]; }
 # The user stays as soon as it is Ollama's.
 undo_user() {
     local home=/usr/share/$1
     id "$1" &>/dev/null || return 0
     if command -v ollama >/dev/null || [[ $(shown User ollama.service) == "$1" ]] ||
-        [[ -d $home && $(ls -A "$home") ]] ||
-        [[ ! $dry && $(find /proc -mindepth 1 -maxdepth 1 -user "$1" -print -quit 2>/dev/null) ]]; then
+        [[ -d $home && $(ls -A "$home") ]] || { [[ ! $dry ]] && has_processes "$1"; }; then
         kept+=("the user $1, for Ollama or a process uses it")
     else
         try userdel "$1" && { [[ ! -d $home ]] || try rmdir "$home"; }
@@ -480,20 +486,21 @@ undo_service() { # WHAT-IT-WAS
     renew restart "$old" "$timeout"
 }
 
-# ---- finding out -----------------------------------------------------------------------------------
+# ---- finding out ---------------------------------------------------------------------------------
 
 shown() { systemctl show --property "$1" --value "$2"; }
 is_loaded() { [[ $(shown LoadState "$1") == loaded ]]; }
 is_active() { [[ $(systemctl is-active "$1") == active ]]; }
-last_lines() {
-    { journalctl --sync && journalctl --quiet --no-pager --output=cat --unit="$1" --lines=6 --since="@$began"; } 2>/dev/null || true
+last_lines() { # UNIT
+    journalctl --sync 2>/dev/null || true
+    journalctl --quiet --no-pager --output=cat --unit="$1" --lines=6 --since="@$began" 2>&1 || true
 }
 
 megabytes_free() { on_disk -BM --output=avail; }
 
-# A full table of files is a full disk, too. Some file systems have no such table, and none is used up then.
+# A full table of files is a full disk, too. Some file systems have no such table.
 files_free() {
-    if (($(on_disk --output=itotal) == 0)); then printf '%s' "$files_needed"; else on_disk --output=iavail; fi
+    if (($(on_disk --output=itotal))); then on_disk --output=iavail; else echo "$files_needed"; fi
 }
 
 on_disk() { # df's OPTIONS
@@ -583,7 +590,7 @@ listens() { # [TEXT]
     [[ $REPLY ]] || REPLY=0.0.0.0:11435
 }
 
-# ---- installing and upgrading ----------------------------------------------------------------------
+# ---- installing and upgrading --------------------------------------------------------------------
 
 set_up() {
     if [[ ! $front ]] && noted front nginx; then front=nginx; fi
@@ -610,7 +617,8 @@ look_around() {
     local file n
     step 'looking at this host'
     for file in "${sources[@]}" systemd/{$service,$socket,environment}; do
-        [[ -r $here/$file ]] || die "there is no $file beside install.sh: run it from a whole checkout of ollama-metrics"
+        [[ -r $here/$file ]] ||
+            die "there is no $file beside install.sh: run it from a whole checkout of ollama-metrics"
     done
     version=$(sed -n 's/^__version__ = "\(.*\)"$/\1/p' "$here/ollama_metrics/__init__.py")
     [[ ! $wheelhouse ]] || compgen -G "$wheelhouse/ollama_metrics-$version-*.whl" >/dev/null ||
@@ -690,7 +698,7 @@ except ImportError:
     sys.exit("it cannot make virtual environments, python3-venv is missing")
 '
 
-# Sets `python`, or else `why_no_python`. The service reaches no Python but those below /usr and /opt.
+# Sets `python`, else `why_no_python`. The service reaches no Python but those below /usr and /opt.
 find_python() {
     local candidate candidates=(/usr{,/local}/bin/python3{.14,.13,.12,.11,.10,.9,}) as_nobody=()
     [[ ! $asked_python ]] || candidates=("$asked_python")
@@ -715,31 +723,34 @@ install_python() {
     tell "none in /usr/bin will do: $why_no_python"
     begin
     if command -v dnf >/dev/null && ! command -v apt-get >/dev/null; then
-        # Rocky 8 has all but the last of a use; the last will do on Rocky 9 and 10.
-        available=$(dnf --quiet repoquery --queryformat '%{name}\n' python3.12 python3.11 python39 python3 2>/dev/null </dev/null || true)
-        packages=()
-        for name in python3.12 python3.11 python39 python3; do
+        # Rocky 8 has the first three, Rocky 9 and 10 the last.
+        packages=(python3.12 python3.11 python39 python3)
+        available=$(dnf --quiet repoquery --queryformat '%{name}\n' "${packages[@]}" 2>/dev/null) || true
+        for name in "${packages[@]}"; do
             if grep -Fxq "$name" <<<"$available"; then packages=("$name") && break; fi
         done
-        ((${#packages[@]})) || die 'no Python will do, and dnf knows of none: can it reach its repositories?'
+        [[ $available ]] || die 'no Python will do, and dnf knows of none: does it reach its repositories?'
     elif ! command -v apt-get >/dev/null; then
-        die "no Python will do ($why_no_python), and neither dnf nor apt-get is here: install Python 3.9 or newer, or give one with --python"
+        die "Python 3.9 or newer is needed, and dnf or apt-get to install it: $why_no_python"
     fi
-    install_packages "${packages[@]}" || die "no Python will do, and ${packages[*]} could not be installed" "$output"
+    install_packages "${packages[@]}" ||
+        die "no Python will do, and ${packages[*]} could not be installed" "$output"
     [[ $dry ]] || find_python ||
-        die "Python 3.9 or newer is needed, and this system has none: $why_no_python; give one with --python"
+        die "Python 3.9 or newer is needed, and this system has none: $why_no_python"
     python=${python:-/usr/bin/python3}
 }
 
 have_addresses() {
-    output=$("$python" -I -c 'import ipaddress, sys; [ipaddress.ip_network(a, False) for a in sys.argv[1:]]' \
-        "${allow_from[@]}" "${front_allow[@]}" 2>&1) ||
-        die "${output#*ValueError: }; give an address or a network, such as 192.0.2.10 or 192.0.2.0/24"
+    output=$("$python" -I -c '
+import ipaddress, sys
+for address in sys.argv[1:]:
+    ipaddress.ip_network(address, strict=False)
+' "${allow_from[@]}" "${front_allow[@]}" 2>&1) || die "${output#*ValueError: }: give one such as 192.0.2.0/24"
 }
 
-# Whether everything that is to be listened on is free. What the service has already is no hindrance.
+# Whether all that is to be listened on is free. What the service has already is no hindrance.
 have_ports() {
-    local own='' wanted=() address problem owner
+    local own='' wanted=() address problem owner=''
     if [[ $was_active == active ]] || is_active "$socket"; then own=" ${listened//[^ ]*:/} "; fi
     wanted_settings
     listens "$REPLY"
@@ -763,8 +774,9 @@ for address in sys.argv[1:]:
         sys.exit("%s\t%s" % (address, error.strerror))
 ' "${wanted[@]}" 2>&1) && return 0
     address=${problem%%$'\t'*}
-    owner=$(ss -Hltnp "sport = :${address##*:}" 2>/dev/null | grep -oE '"[^"]+",pid=[0-9]+' | head -n 1 | tr -d '"' || true)
-    die "nothing can listen on $address: ${problem#*$'\t'}${owner:+ by ${owner/,pid=/, process }}; free it, or give another --listen"
+    [[ ! $(ss -Hltnp "sport = :${address##*:}" 2>/dev/null) =~ \"([^\"]+)\",pid=([0-9]+) ]] ||
+        owner=" by ${BASH_REMATCH[1]}, process ${BASH_REMATCH[2]}"
+    die "nothing can listen on $address: ${problem#*$'\t'}$owner; free it, or give another --listen"
 }
 
 have_user() {
@@ -791,12 +803,14 @@ as_ollama() { # COMMAND...
 }
 
 build() {
-    local pip=("$venv/bin/python" -I -m pip --quiet --disable-pip-version-check --no-input --no-cache-dir) file
+    local file pip=("$venv/bin/python" -I -m pip --quiet --disable-pip-version-check)
+    pip+=(--no-input --no-cache-dir)
     step "installing ollama-metrics $version into a virtual environment of its own"
     note unfinished "$venv"
     run "$python" -I -m venv "$venv"
     if [[ $wheelhouse ]]; then
-        run "${pip[@]}" --isolated install --no-index --find-links "$wheelhouse" "ollama-metrics==$version"
+        run "${pip[@]}" --isolated install --no-index --find-links "$wheelhouse" \
+            "ollama-metrics==$version"
     else
         # From a copy, for building leaves files where it is done.
         run mkdir -p "$work/source" "$work/tmp"
@@ -809,13 +823,15 @@ build() {
 }
 
 pip_failed() {
-    [[ ! $output =~ (NewConnectionError|ConnectTimeout|ConnectionError|ReadTimeout|ProxyError|SSLError|No matching distribution) ]] ||
-        die 'pip reaches no package index: connect this host, or fill a wheelhouse elsewhere (make wheelhouse) and give it with --wheelhouse'
+    local unreachable='(Connection|ConnectTimeout|ReadTimeout|NameResolution|Proxy|SSL)Error'
+    unreachable+='|No matching distribution'
+    [[ ! $output =~ $unreachable ]] ||
+        die 'pip reaches no package index: give --wheelhouse, with what "make wheelhouse" made elsewhere'
     die 'pip could not install ollama-metrics' "$output"
 }
 
-# REPLY is the text of the settings as this run is to leave them. `ours` tells whether nobody else has
-# written them, `beside` whether the template goes beside them: it is new, and they are not ours.
+# REPLY is the text of the settings as this run is to leave them. `ours` tells whether nobody else
+# has written them, `beside` whether the template goes beside them: it is new, they are not ours.
 wanted_settings() {
     local template text name i before given=''
     template=$(<"$here/systemd/environment")
@@ -845,7 +861,7 @@ wanted_settings() {
     REPLY=$text
 }
 
-# The settings, and the new version with them as the service's user, tried before anything is switched.
+# The settings, and the new version with them, tried as the service's user before it is switched to.
 configure() {
     local text
     step 'trying it as the user ollama'
@@ -854,7 +870,8 @@ configure() {
     [[ $dry ]] || printf '%s\n' "$text" >"$work/environment"
     if ! as_ollama "$venv/bin/python" -I -m ollama_metrics check --config "$work/environment"; then
         # What the agent has to say of settings is one line.
-        [[ $output == *$'\n'* ]] || die "the settings will not do: ${output//$work\/environment/$config}"
+        [[ $output == *$'\n'* ]] ||
+            die "the settings will not do: ${output//$work\/environment/$config}"
         die 'the new version does not work as the user ollama' "$output"
     fi
     as_ollama "$venv/bin/python" -I -m ollama_metrics once --config "$work/environment" ||
@@ -891,7 +908,8 @@ deploy() {
     put_unit "$socket"
     socket_differs=$written
     if [[ $with_socket ]]; then
-        put_unit "$socket.d/10-listen.conf" $'[Socket]\nListenStream=\n'"$(tr ' ' '\n' <<<"$REPLY" | sed 's/^/ListenStream=/')"
+        # shellcheck disable=SC2086  # a word for each address; the empty one forgets the unit's own
+        put_unit "$socket.d/10-listen.conf" "[Socket]"$'\n'"$(printf 'ListenStream=%s\n' '' $REPLY)"
         socket_differs+=$written
     fi
     put "$prefix/install.sh" "$(<"$here/install.sh")" 755
@@ -912,7 +930,7 @@ deploy() {
     # Somebody who disabled a service that runs has a reason.
     [[ $old ]] || enable "$service"
     if [[ $with_socket && ($socket_was != active || $socket_differs) ]]; then start_socket; fi
-    start || die "version $version does not get ready (--timeout $timeout); it said last:" "$(last_lines "$service")"
+    start || die "version $version does not get ready; it said last:" "$(last_lines "$service")"
 }
 
 put_unit() { # NAME [TEXT]
@@ -968,7 +986,7 @@ show() {
     tell "vi $config && systemctl reload ollama-metrics"
 }
 
-# ---- the firewall ----------------------------------------------------------------------------------
+# ---- the firewall --------------------------------------------------------------------------------
 
 # For whom the ports are to be open: those of this run and of those before.
 firewall_addresses() {
@@ -990,20 +1008,22 @@ ports() {
 rich_rule() { # ADDRESS PORT
     local family=ipv4
     [[ $1 != *:* ]] || family=ipv6
-    printf 'rule family="%s" source address="%s" port port="%s" protocol="tcp" accept' "$family" "$1" "$2"
+    printf 'rule family="%s" source address="%s" port port="%s" protocol="tcp" accept' \
+        "$family" "$1" "$2"
 }
 
 open_firewall() {
-    local address port rule
+    local address port rule family
     step 'opening the firewall'
     part=firewall
     for port in $(ports); do
         for address in "${allow_from[@]}"; do
             rule=$(rich_rule "$address" "$port")
             if ! firewall-cmd --state &>/dev/null; then
-                tell "firewalld does not run; if another firewall does, open port $port to $address, by one of"
+                tell "firewalld does not run; should another firewall, open port $port to $address, by"
                 tell "    ufw allow proto tcp from $address to any port $port"
-                tell "    nft add rule inet filter input ip$([[ $address != *:* ]] || echo 6) saddr $address tcp dport $port accept"
+                [[ $address == *:* ]] && family=ip6 || family=ip
+                tell "    nft add rule inet filter input $family saddr $address tcp dport $port accept"
             elif noted firewall rule "$address"$'\t'"$port" ||
                 ! firewall-cmd --permanent --query-rich-rule="$rule" &>/dev/null; then
                 note rule "$address" "$port"
@@ -1037,11 +1057,11 @@ close_old_ports() {
     done < <(cat "$prefix/installed")
 }
 
-# ---- nginx on Ollama's port ------------------------------------------------------------------------
+# ---- nginx on Ollama's port ----------------------------------------------------------------------
 #
-# nginx and Ollama cannot both have port 11434, so there is a moment without an answer on it, and what
-# can be tried is tried before. When something goes wrong afterwards, nginx is taken away first and
-# then Ollama is put back and looked at, for that is the journal from its end.
+# nginx and Ollama cannot both have port 11434, so there is a moment without an answer on it, and
+# what can be tried is tried before. When something goes wrong afterwards, nginx is taken away first
+# and then Ollama is put back and looked at, for that is the journal from its end.
 
 readonly ollama_url=http://127.0.0.1:11434/api/version moved_url=http://127.0.0.1:11436/api/version
 readonly agent_address=127.0.0.1:11435
@@ -1053,18 +1073,19 @@ look_at_ollama() {
         [[ -r $file ]] || die "there is no $file to read"
     done
     if noted front nginx; then return 0; fi
-    is_loaded ollama.service || die 'there is no ollama.service to put nginx in front of: install Ollama first'
+    is_loaded ollama.service ||
+        die 'there is no ollama.service to put nginx in front of: install Ollama first'
     is_active ollama.service || die 'ollama.service does not run: systemctl start ollama'
     while IFS= read -r file; do
         ! grep -Eqs '^[[:space:]]*OLLAMA_HOST=' "${file% (*}" ||
-            die "${file% (*} sets OLLAMA_HOST for ollama.service, and would win over the drop-in that moves it: remove it there"
+            die "${file% (*} sets OLLAMA_HOST, and would win over the drop-in that moves Ollama: remove it there"
     done < <(shown EnvironmentFiles ollama.service)
     [[ ! $python ]] || fetch "$ollama_url" >/dev/null ||
-        die "Ollama does not answer at $ollama_url, and the front is made for one that does: look at its OLLAMA_HOST"
+        die "Ollama does not answer at $ollama_url, where the front takes its place: look at its OLLAMA_HOST"
 }
 
 put_front() {
-    local nginx_was file=deploy/nginx text
+    local nginx_was file from=$here/deploy/nginx drop_in=ollama.service.d/zz-ollama-metrics-front.conf
     step "putting nginx on Ollama's port"
     part=front
     command -v nginx >/dev/null || install_nginx
@@ -1073,10 +1094,10 @@ put_front() {
 
     # Noted first, for it is undone last. The drop-in counts when systemd reads it, not before.
     note ollama
-    put "$units/ollama.service.d/zz-ollama-metrics-front.conf" "$(<"$here/deploy/nginx/ollama.service.d/zz-ollama-metrics-front.conf")"
+    put "$units/$drop_in" "$(<"$from/$drop_in")"
     noted front nginx || note nginx "$nginx_was"
     note reloaded
-    put /etc/nginx/conf.d/ollama-metrics.conf "$(<"$here/deploy/nginx/ollama-metrics.conf")"
+    put /etc/nginx/conf.d/ollama-metrics.conf "$(<"$from/ollama-metrics.conf")"
     # These two are the operator's as soon as they are there.
     if [[ $tls_cert || ! -e $nginx_folder/listen.conf ]]; then put_listen; fi
     if [[ ${front_allow[*]-} || ! -e $nginx_folder/allow.conf ]]; then put_allow; fi
@@ -1088,12 +1109,15 @@ put_front() {
         run systemctl reload nginx.service
     else
         enable nginx.service
-        try systemctl start nginx.service || die 'nginx does not start' "$(last_lines nginx.service)"
+        try systemctl start nginx.service ||
+            die 'nginx does not start' "$(last_lines nginx.service)"
     fi
     for file in "$ollama_url" http://127.0.0.1:11434/metrics; do
-        await_answer "$file" 15 || die "there is no answer at $file through nginx" "$(last_lines nginx.service)"
+        await_answer "$file" 15 ||
+            die "there is no answer at $file through nginx" "$(last_lines nginx.service)"
     done
-    [[ $dry || ! $tls_cert ]] || speaks_tls || die 'nginx does not speak TLS on port 11434' "$(last_lines nginx.service)"
+    [[ $dry || ! $tls_cert ]] || speaks_tls ||
+        die 'nginx does not speak TLS on port 11434' "$(last_lines nginx.service)"
     part=base
 }
 
@@ -1125,7 +1149,7 @@ put_allow() {
     local text
     text=$(<"$here/deploy/nginx/allow.conf")
     if ((${#front_allow[@]})); then
-        text=${text%allow all;}$(printf 'allow %s;\n' "${front_allow[@]}" 127.0.0.1 ::1)$'\ndeny all;'
+        text=${text%allow all;}$(printf 'allow %s;\n' "${front_allow[@]}" 127.0.0.1 ::1; echo 'deny all;')
     fi
     put "$nginx_folder/allow.conf" "$text"
 }
@@ -1136,7 +1160,8 @@ permit_nginx() {
         run setsebool -P httpd_can_network_connect on
     fi
     if ! command -v semanage >/dev/null; then
-        tell 'should SELinux keep nginx from port 11434: dnf install policycoreutils-python-utils, and again'
+        tell 'without semanage SELinux may keep nginx from port 11434:'
+        tell '    dnf install policycoreutils-python-utils, and run this again'
     elif ! semanage port -l | grep -E '^http_port_t +tcp .*\b11434\b' >/dev/null; then
         note http_port 11434
         run semanage port -a -t http_port_t -p tcp 11434
@@ -1148,17 +1173,17 @@ undo_http_port() { try semanage port -d -t http_port_t -p tcp "$1"; }
 move_ollama() {
     run systemctl daemon-reload
     [[ $dry || " $(shown Environment ollama.service) " == *' OLLAMA_HOST=127.0.0.1:11436 '* ]] ||
-        die 'a drop-in of ollama.service sets OLLAMA_HOST after ours, zz-ollama-metrics-front.conf: remove it there'
+        die 'a drop-in of ollama.service sets OLLAMA_HOST after zz-ollama-metrics-front.conf: remove it there'
     run systemctl restart ollama.service
     await_answer "$moved_url" "$timeout" ||
-        die "Ollama did not answer at $moved_url within $timeout s, where the front moves it" "$(last_lines ollama.service)"
+        die "Ollama, restarted, does not answer at $moved_url within $timeout s" "$(last_lines ollama.service)"
 }
 
 # Back on its port, unless it is there because it was never restarted.
 undo_ollama() {
     try systemctl daemon-reload
     is_loaded ollama.service || return 0
-    if [[ $mode == uninstall && $(systemctl is-active ollama.service) == inactive ]]; then return 0; fi
+    [[ $mode != uninstall || $(systemctl is-active ollama.service) != inactive ]] || return 0
     if [[ ! $dry ]] && fetch "$ollama_url" >/dev/null; then return 0; fi
     try systemctl restart ollama.service
     output="it does not answer at $ollama_url"
@@ -1171,9 +1196,15 @@ undo_nginx() { # WHAT-IT-WAS
         [[ $dry ]] || systemctl reset-failed nginx.service &>/dev/null || true
         return 0
     fi
-    if [[ $1 == active ]]; then try systemctl reload nginx.service; else try systemctl stop nginx.service; fi
+    if [[ $1 == active ]]; then
+        try systemctl reload nginx.service
+    else
+        try systemctl stop nginx.service
+    fi
     # It lets go of the port a moment later.
-    until [[ $dry || $(ss -Hltnp 'sport = :11434') != *'"nginx"'* ]] || ((SECONDS >= deadline)); do sleep 0.1; done
+    until [[ $dry || $(ss -Hltnp 'sport = :11434') != *'"nginx"'* ]] || ((SECONDS >= deadline)); do
+        sleep 0.1
+    done
 }
 undo_reloaded() { ! is_active nginx.service || try systemctl reload nginx.service; }
 
@@ -1220,7 +1251,7 @@ take_front_away() {
     fi
 }
 
-# ---- removing --------------------------------------------------------------------------------------
+# ---- removing ------------------------------------------------------------------------------------
 
 uninstall() {
     local folder
@@ -1230,7 +1261,7 @@ uninstall() {
     if [[ -e $prefix/installed ]]; then
         say 'Undoing what was installed, latest first:'
         undo "$prefix/installed"
-        no_problems "some of it could not be undone: see to it, and run $prefix/install.sh --uninstall again"
+        no_problems "not all could be undone: see to it, and run $prefix/install.sh --uninstall again"
         run rm -rf "$prefix"
     fi
     for folder in "${config%/*}" "$state"; do

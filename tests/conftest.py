@@ -23,9 +23,10 @@ REPOSITORY = Path(__file__).parents[1]
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _hang_ups_are_not_ignored() -> None:
-    """Whoever started the tests may have had SIGHUP ignored (nohup), which each daemon would inherit and respect."""
+def _signals_are_not_ignored() -> None:
+    """Whoever started the tests may have had these ignored (nohup, a shell's &); each daemon would inherit that."""
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture
