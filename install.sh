@@ -46,7 +46,7 @@ front='' tls_cert='' tls_key='' front_allow=() allow_from=() settings=()
 python='' why_no_python='' version='' venv='' old='' was_active='' listened='' url='' restart=yes
 
 # Where the run is, and what came of it.
-number=0 steps=0 doing='' output='' sentence='' mode='' part=base problems=() kept=()
+locked='' number=0 steps=0 doing='' output='' sentence='' mode='' part=base problems=() kept=()
 
 usage() {
     cat <<END
@@ -102,6 +102,7 @@ main() {
         # A folder is as good a lock as any file, and is there already.
         exec {lock}<"$units"
         flock --nonblock "$lock" || die 'another install.sh runs on this host; wait for it to end'
+        locked=yes
         mend
     fi
     "$action"
@@ -230,7 +231,8 @@ finish() { # STATUS
     trap - ERR EXIT
     trap '' INT TERM HUP PIPE
     set +e
-    if [[ ! $dry && -d $prefix ]]; then
+    # What is noted may be another run's, as long as this one has not the lock.
+    if [[ $locked && -d $prefix ]]; then
         rm -rf "$work"
         if (($1 && ${#problems[@]} == 0)) && [[ -e $prefix/installing ]]; then
             if [[ -s $prefix/installing ]]; then
@@ -260,7 +262,7 @@ finish() { # STATUS
 # PART is base, packages, firewall, or front, which can be taken away by itself.
 
 # Kinds that mean nothing once the run has succeeded.
-readonly transient='unfinished|replaced|switched|service|reloaded'
+readonly transient='unfinished|replaced|relinked|switched|socket|service|reloaded'
 
 note() { # KIND ARGUMENT...
     local line
@@ -360,8 +362,8 @@ undo_replaced() { [[ ! -e $prefix/backup$1 ]] || try cp -pf "$prefix/backup$1" "
 undo_settings() {
     if [[ $mode == uninstall && ! $purge ]]; then kept+=("$1"); else try rm -f "$1"; fi
 }
-undo_state() {
-    [[ -e $state ]] || return 0
+undo_state() { # old, if it was there before the run that noted it
+    [[ -e $state && ! ($mode == roll_back && ${1-} == old) ]] || return 0
     if [[ $mode == uninstall && ! $purge ]]; then
         kept+=("$state")
         try chown -R root:root "$state" # for its user may go; systemd gives it to the next one
@@ -379,11 +381,14 @@ make_folder() {
 undo_folder() { [[ ! -d $1 ]] || try rmdir --ignore-fail-on-non-empty "$1"; }
 
 make_link() { # LINK TARGET
-    if [[ $(readlink "$1") == "$2" ]]; then return 0; fi
+    if [[ $(readlink "$1") == "$2" || $1 -ef $2 ]]; then return 0; fi
+    [[ -L $1 || ! -e $1 ]] || die "$1 is a file of yours: move it away, or leave it out"
     make_folder "$(dirname "$1")"
+    [[ ! -L $1 ]] || note relinked "$1" "$(readlink "$1")"
     note link "$1" "$2"
     run ln -sfn "$2" "$1"
 }
+undo_relinked() { try ln -sfn "$2" "$1"; }
 undo_link() { [[ $(readlink "$1") != "$2" ]] || try rm -f "$1"; }
 
 undo_unfinished() { try rm -rf "$1"; }
@@ -473,8 +478,19 @@ enable() {
     note enabled "$1"
     run systemctl enable "$1"
 }
-undo_enabled() { ! is_loaded "$1" || try systemctl disable "$1"; }
+undo_enabled() {
+    if ! is_loaded "$1" || { [[ $1 == nginx.service ]] && serves_others; }; then return 0; fi
+    try systemctl disable "$1"
+}
 undo_started() { ! is_loaded "$1" || try systemctl stop "$1"; }
+
+# The socket as it was before, with the old addresses.
+undo_socket() { # WHAT-IT-WAS
+    try systemctl daemon-reload
+    try systemctl stop "$service"
+    restart=yes
+    try systemctl restart "$socket"
+}
 
 # The service that ran before this run, for the old version and the old units are back by now.
 undo_service() { # WHAT-IT-WAS
@@ -545,7 +561,7 @@ renew() { # reload|restart versions/NAME SECONDS
         await_answer "$url/-/ready" 0
         return 0
     fi
-    until pid=$(shown MainPID "$service") && ((pid)) && grep -Fqs "$prefix/$2/" "/proc/$pid/maps" &&
+    until pid=$(shown MainPID "$service") && ((pid)) && grep -Fqs "$(realpath "$prefix/$2")/" "/proc/$pid/maps" &&
         fetch "$url/-/ready" >/dev/null; do
         # Where systemd had to start it again, it has failed.
         ((SECONDS < deadline && $(shown NRestarts "$service") <= restarts)) || return 1
@@ -623,6 +639,10 @@ look_around() {
     version=$(sed -n 's/^__version__ = "\(.*\)"$/\1/p' "$here/ollama_metrics/__init__.py")
     [[ ! $wheelhouse ]] || compgen -G "$wheelhouse/ollama_metrics-$version-*.whl" >/dev/null ||
         die "there is no wheel of ollama-metrics $version in $wheelhouse: \`make wheelhouse\` makes one"
+    # Whatever else is in there would go with --uninstall, and with a run that fails.
+    [[ -e $prefix/installed || -e $units/$service || ! -d $prefix ]] ||
+        [[ ! $(find "$prefix" -mindepth 1 -maxdepth 1 ! -name versions ! -name work ! -name lost+found) ]] ||
+        die "$prefix is there and is not this installer's: move it away (a checkout belongs elsewhere)"
     (($(megabytes_free) >= megabytes_needed)) ||
         die "the disk of $prefix has $(megabytes_free) MB free, and $megabytes_needed are needed"
     (($(files_free) >= files_needed)) ||
@@ -751,10 +771,13 @@ for address in sys.argv[1:]:
 # Whether all that is to be listened on is free. What the service has already is no hindrance.
 have_ports() {
     local own='' wanted=() address problem owner=''
-    if [[ $was_active == active ]] || is_active "$socket"; then own=" ${listened//[^ ]*:/} "; fi
+    if [[ $was_active == active ]] || is_active "$socket"; then
+        for address in $listened; do own+=" ${address##*:} "; done
+    fi
     wanted_settings
     listens "$REPLY"
     for address in $REPLY; do
+        [[ $address != *:0 ]] || die "--listen $address: give a port that clients can know"
         [[ $own == *" ${address##*:} "* ]] || wanted+=("$address")
     done
     [[ $front != nginx ]] || noted front nginx || wanted+=(127.0.0.1:11436)
@@ -855,7 +878,7 @@ wanted_settings() {
         if [[ $name == OLLAMA_METRICS_LISTEN ]]; then given+=${given:+ }$REPLY && REPLY=$given; fi
         set_in "$text" "$name" "$REPLY" && text=$REPLY
     done
-    if [[ $front == nginx && ! $given ]]; then
+    if [[ $front == nginx && ! $given ]] && ! noted front nginx; then
         set_in "$text" OLLAMA_METRICS_LISTEN "$agent_address" && text=$REPLY
     fi
     REPLY=$text
@@ -894,8 +917,11 @@ deploy() {
     step 'starting the service'
     was_enabled=$(systemctl is-enabled "$service" 2>/dev/null || true)
     socket_was=$(systemctl is-active "$socket" || true)
-    [[ $socket_was != active ]] || with_socket=yes
-    note state
+    if [[ $socket_was == active ]]; then
+        with_socket=yes
+        note socket active # undone when its unit is as it was
+    fi
+    note state "$([[ -e $state ]] && printf old || printf new)"
     note units
     # A reload keeps the sockets, and 0.0.0.0:PORT cannot be had beside 127.0.0.1:PORT.
     listens
@@ -1069,7 +1095,7 @@ readonly nginx_folder=/etc/nginx/ollama-metrics
 
 look_at_ollama() {
     local file
-    for file in $tls_cert $tls_key; do
+    for file in ${tls_cert:+"$tls_cert"} ${tls_key:+"$tls_key"}; do
         [[ -r $file ]] || die "there is no $file to read"
     done
     if noted front nginx; then return 0; fi
@@ -1112,9 +1138,15 @@ put_front() {
         try systemctl start nginx.service ||
             die 'nginx does not start' "$(last_lines nginx.service)"
     fi
-    for file in "$ollama_url" http://127.0.0.1:11434/metrics; do
-        await_answer "$file" 15 ||
-            die "there is no answer at $file through nginx" "$(last_lines nginx.service)"
+    for file in http://127.0.0.1:11434/metrics "$ollama_url"; do
+        if ! await_answer "$file" 15; then
+            # An Ollama that is down is no reason to keep a newer agent from its host.
+            if noted front nginx && [[ $file == "$ollama_url" ]]; then
+                tell "Ollama itself does not answer: systemctl status ollama"
+            else
+                die "there is no answer at $file through nginx" "$(last_lines nginx.service)"
+            fi
+        fi
     done
     [[ $dry || ! $tls_cert ]] || speaks_tls ||
         die 'nginx does not speak TLS on port 11434' "$(last_lines nginx.service)"
@@ -1184,10 +1216,20 @@ undo_ollama() {
     try systemctl daemon-reload
     is_loaded ollama.service || return 0
     [[ $mode != uninstall || $(systemctl is-active ollama.service) != inactive ]] || return 0
-    if [[ ! $dry ]] && fetch "$ollama_url" >/dev/null; then return 0; fi
+    if [[ ! $dry ]] && fetch "$ollama_url" >/dev/null && ! fetch "$moved_url" >/dev/null; then return 0; fi
     try systemctl restart ollama.service
     output="it does not answer at $ollama_url"
     await_answer "$ollama_url" "$timeout"
+}
+
+# Whether nginx has come to serve more than the front, which a run that fails need not ask.
+serves_others() {
+    local file
+    [[ $mode != roll_back ]] || return 1
+    for file in /etc/nginx/conf.d/*.conf /etc/nginx/sites-enabled/*; do
+        [[ ! -e $file || $file == */ollama-metrics.conf || $file == */sites-enabled/default ]] || return 0
+    done
+    return 1
 }
 
 undo_nginx() { # WHAT-IT-WAS
@@ -1196,13 +1238,16 @@ undo_nginx() { # WHAT-IT-WAS
         [[ $dry ]] || systemctl reset-failed nginx.service &>/dev/null || true
         return 0
     fi
-    if [[ $1 == active ]]; then
-        try systemctl reload nginx.service
+    if [[ $1 == active ]] || serves_others; then
+        try nginx -t || return 1
+        try systemctl reload nginx.service || return 1
     else
-        try systemctl stop nginx.service
+        try systemctl stop nginx.service || return 1
     fi
     # It lets go of the port a moment later.
-    until [[ $dry || $(ss -Hltnp 'sport = :11434') != *'"nginx"'* ]] || ((SECONDS >= deadline)); do
+    until [[ $dry || $(ss -Hltnp 'sport = :11434') != *'"nginx"'* ]]; do
+        output='it does not let go of port 11434'
+        ((SECONDS < deadline)) || return 1
         sleep 0.1
     done
 }
@@ -1227,8 +1272,9 @@ note_address() { # TEXT
     [[ $REPLY == "$before" ]] || part=front note address "${before:--}" "$REPLY"
 }
 undo_address() { # BEFORE AFTER
-    local text
+    local text ours=''
     text=$(current_settings)
+    [[ $text != "$(cat "$prefix/environment.written" 2>/dev/null || true)" ]] || ours=yes
     value_in "$text" OLLAMA_METRICS_LISTEN
     [[ $REPLY == "$2" ]] || return 0
     if [[ $dry ]]; then
@@ -1239,6 +1285,7 @@ undo_address() { # BEFORE AFTER
         set_in "$text" OLLAMA_METRICS_LISTEN "$1"
         printf '%s\n' "$REPLY" >"$config"
     fi
+    [[ $dry || ! $ours ]] || cp "$config" "$prefix/environment.written"
 }
 
 take_front_away() {

@@ -74,6 +74,9 @@ class Conversations:
     def adopt(self, sock: socket.socket) -> None:
         """Go on with a connection that had been between two requests elsewhere."""
         sock.setblocking(False)
+        sock.set_inheritable(
+            False
+        )  # execve took it along; a child that tries a configuration shall not
         connection = Connection(sock)
         self.deadlines.rest(connection.fd, self.now)
         self._watch(connection)

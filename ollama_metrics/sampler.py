@@ -12,7 +12,7 @@ import threading
 import time
 from dataclasses import replace
 
-from .backoff import backed_off
+from .backoff import LONGEST_SECONDS, backed_off
 from .errors import CollectorError
 from .snapshot import CollectorHealth, State
 from .window import Span, add
@@ -58,11 +58,12 @@ class Sampler:
         clock: Callable[[], float] = time.monotonic,
         wall: Callable[[], float] = time.time,
         after: Callable[[], object] = lambda: None,
+        longest_backoff: float = LONGEST_SECONDS,
     ) -> None:
         self.name = name
         self._collector, self._interval, self._log = collector, interval, log
         self._clock, self._wall, self._after = clock, wall, after
-        self._backoff = 0.0
+        self._backoff, self._longest_backoff = 0.0, longest_backoff
         # Held until `stop`: to wait for it is one call, an Event's wait is a dozen.
         self._stop = threading.Lock()
         self._stop.acquire()
@@ -145,7 +146,7 @@ class Sampler:
 
     def _failed(self, before: State[Any], begun: float, why: str) -> float:
         now = self._clock()
-        self._backoff = backed_off(self._backoff)
+        self._backoff = backed_off(self._backoff, self._longest_backoff)
         # From the failure on, for a call may take long to fail; from the begin where that is later.
         wait = max(self._interval, now - begun + self._backoff)
         if why != before.health.error or not before.health.consecutive_failures:

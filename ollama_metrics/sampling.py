@@ -29,6 +29,7 @@ class Sampling:
     """
 
     def __init__(self, config: Config, log: Log, read_only: bool) -> None:
+        from .backoff import FIRST_SECONDS
         from .errors import CollectorError
         from .host import HostCollector
         from .sampler import STUCK_INTERVALS, Sampler
@@ -40,7 +41,15 @@ class Sampling:
         self._patience = first_cpu + min(START_SECONDS, STUCK_INTERVALS * config.interval)
         self._status: Optional[StatusLog] = None
         host_collector = HostCollector()
-        self._host = Sampler("host", host_collector, config.interval, log, after=self._note)
+        # To ask /proc again costs nothing, and the watchdog waits for this sampler, well or not.
+        self._host = Sampler(
+            "host",
+            host_collector,
+            config.interval,
+            log,
+            after=self._note,
+            longest_backoff=FIRST_SECONDS,
+        )
         try:
             host_collector.prime()
         except CollectorError as error:

@@ -390,11 +390,47 @@ def test_half_an_installation_is_cleared_away_by_the_next(fresh: Host) -> None:
     assert fresh.shell(SNAPSHOT) == before
 
 
+def test_a_folder_that_is_not_the_installers(bare: Host) -> None:
+    """Where /opt/ollama-metrics is somebody's own (a checkout, say) it is refused and left alone."""
+    bare.shell(f"mkdir {OPT}; echo mine > {OPT}/notes.txt")
+    try:
+        assert "is not this installer's" in refused(bare.install(check=False))
+        assert bare.read(f"{OPT}/notes.txt") == "mine\n"
+    finally:
+        bare.shell(f"rm -r {OPT}")
+    unchanged(bare)
+
+
+def test_state_of_before_outlives_a_run_that_fails(fresh: Host) -> None:
+    """What the agent remembers (GPUs seen) is kept by --uninstall, and by an installation that fails after it."""
+    fresh.install()
+    fresh.run(f"{CHECKOUT}/install.sh", "--uninstall", timeout=120)
+    fresh.write("/var/lib/ollama-metrics/gpus-expected", "4\n")
+    path = f"{CHECKOUT}/ollama_metrics/daemon.py"
+    text = fresh.read(path)
+    fresh.write(
+        path, text.replace("        self._take_signals()\n", "        raise RuntimeError\n", 1)
+    )
+    wheel_in_place(fresh)
+    refused(fresh.install("--timeout", "5", check=False))
+    assert fresh.read("/var/lib/ollama-metrics/gpus-expected") == "4\n"
+
+
+def test_two_ports_are_its_own_when_it_is_upgraded(fresh: Host) -> None:
+    """An agent that listens on two ports is upgraded like any other."""
+    fresh.install("--listen", "0.0.0.0:11435", "--listen", "127.0.0.1:11440")
+    fresh.install()
+    assert fresh.get("/-/ready", 11440)
+
+
 def test_two_at_once(bare: Host) -> None:
     """While one runs another one refuses to."""
     process = begin(bare)
     try:
-        assert "another install.sh runs" in refused(bare.install(check=False))
+        sentence = refused(bare.install(check=False))
+        assert "another install.sh runs" in sentence
+        # It has not undone what the other one did.
+        assert bare.shell(f"ls {OPT}/versions/*/bin/python")
     finally:
         bare.shell("pkill -TERM -o -f '[i]nstall.sh --wheelhouse'")
         process.communicate(timeout=60)

@@ -89,12 +89,16 @@ def test_the_drop_in_for_addresses(host: Host) -> None:
 def test_without_proc_the_host_is_failing(host: Host) -> None:
     """With ProcSubset=pid the service says that CPU or RAM cannot be read, and looks as busy as can be: never CPU 0."""
     folder = "/run/systemd/system/ollama-metrics.service.d"
-    host.write(f"{folder}/proc.conf", "[Service]\nProcSubset=pid\n")
+    host.write(f"{folder}/proc.conf", "[Service]\nProcSubset=pid\nWatchdogSec=4\n")
     host.shell("systemctl daemon-reload; systemctl restart ollama-metrics")
     try:
+        pid = host.pid
+        host.wait(lambda: host.metrics()["agent"]["uptime_seconds"] > 6)
         document = host.metrics()
         assert document["status"] == "failing"
         assert document["weight"] == 500
+        # The watchdog does not take it for stuck.
+        assert host.pid == pid
     finally:
         host.shell(
             f"rm {folder}/proc.conf; systemctl daemon-reload; systemctl restart ollama-metrics"
