@@ -193,5 +193,5 @@ wheelhouse: ## fill wheelhouse/ for `install.sh --wheelhouse` on hosts without a
 
 .PHONY: clean
 clean: ## remove what was built, but not .roots, which takes minutes to make
-	@rm -rf .venv .venv-* build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	@rm -rf .venv .venv-* wheelhouse build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	@find ollama_metrics tests benchmarks -name __pycache__ -prune -exec rm -rf {} + 2>/dev/null || :
