@@ -237,6 +237,8 @@ SETTINGS: tuple[Setting, ...] = (
 
 
 CONFIG_VARIABLE = f"{VARIABLE_PREFIX}CONFIG"
+# No setting: what a program leaves to the one that is executed anew in its process (handover.py).
+HANDOVER_VARIABLE = f"{VARIABLE_PREFIX}HANDOVER"
 # What may stand in a file of settings.
 FILE_VARIABLES: tuple[str, ...] = tuple(
     setting.variable for setting in SETTINGS if setting.name != "config"

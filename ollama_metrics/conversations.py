@@ -74,9 +74,8 @@ class Conversations:
     def adopt(self, sock: socket.socket) -> None:
         """Go on with a connection that had been between two requests elsewhere."""
         sock.setblocking(False)
-        sock.set_inheritable(
-            False
-        )  # execve took it along; a child that tries a configuration shall not
+        # execve took it along; a child that tries a configuration is not to have it.
+        sock.set_inheritable(False)
         connection = Connection(sock)
         self.deadlines.rest(connection.fd, self.now)
         self._watch(connection)
@@ -200,9 +199,8 @@ class Conversations:
             if head is None or len(head) > LARGEST_HEAD:
                 if len(data) < LARGEST_HEAD:
                     connection.received = data
-                    if (
-                        data or connection.fd not in self.deadlines.idle
-                    ):  # an empty line is no request
+                    # An empty line is no request.
+                    if data or connection.fd not in self.deadlines.idle:
                         self._expect(connection)
                     return False
                 plan = refuse(431, f"a request's head may not exceed {LARGEST_HEAD} bytes")

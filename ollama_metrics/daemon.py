@@ -47,9 +47,15 @@ class Daemon:
 
         self._log = log = Log(self._config.log_level, environ=self._environ)
 
+        self._before = before = self._handed_over()
+
         from .sampling import Sampling
 
-        sampling = Sampling(self._config, log, read_only=False)
+        # A program that is executed anew must not take a host that has lost its GPUs for one that
+        # never had any.
+        gpus_seen = before.gpus_seen if before is not None else 0
+        sampling = Sampling(self._config, log, read_only=False, gpus_seen=gpus_seen)
+        self._expectation = sampling.expectation
 
         from .listener import open_files_for
         from .server import MOST_CONNECTIONS, Server
@@ -62,8 +68,8 @@ class Daemon:
         self._listeners = self._listen()
         most = open_files_for(MOST_CONNECTIONS)
         self._server = server = Server(self._listeners, sampling.endpoints, most_connections=most)
-        if self._before is not None:
-            server.adopt(self._before.connections)
+        if before is not None:
+            server.adopt(before.connections)
         server.on_wake = self._woken
         signal.set_wakeup_fd(server.wakeup_fd, warn_on_full_buffer=False)
         sampling.endpoints.counters = server.counters
@@ -97,8 +103,10 @@ class Daemon:
         if signal.getsignal(signal.SIGHUP) == signal.SIG_DFL and not _has_terminal():
             # Of a terminal that is closed it means the end; nohup(1) has it ignored.
             signal.signal(signal.SIGHUP, self._hang_up)
+        from .sampler import MAIN_THREADS_SIGNALS
+
         # What this process held back while it was executed anew.
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGHUP, signal.SIGTERM, signal.SIGINT))
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, MAIN_THREADS_SIGNALS)
 
     def _end(self, number: int, _frame: Any) -> None:
         self._ended.append(number)
@@ -116,17 +124,22 @@ class Daemon:
         if self._server is not None:
             self._server.wake()
 
-    # -- sockets -------------------------------------------------------------------------------------------------
+    # -- what the program before this one has left -------------------------------------------------------------------
+
+    def _handed_over(self) -> Optional[Handover]:
+        from .config import HANDOVER_VARIABLE
+
+        if self._arguments is None or HANDOVER_VARIABLE not in self._environ:
+            return None
+        from .handover import handed_over
+
+        return handed_over(self._environ, os.getpid())
 
     def _listen(self) -> list[Listener]:
         """On systemd's sockets, else on those of the program before this one and what is configured besides."""
         from .listener import PASSED, adopt, listen
         from .service_manager import passed_sockets
 
-        if self._arguments is not None and "OLLAMA_METRICS_HANDOVER" in self._environ:
-            from .handover import handed_over
-
-            self._before = handed_over(self._environ, os.getpid())
         inherited = list(self._before.listeners) if self._before is not None else []
         passed = passed_sockets(self._environ) or [fd for name, fd in inherited if name == PASSED]
         if passed:
@@ -179,6 +192,7 @@ class Daemon:
                 arguments,
                 self._log,
                 self._before,
+                gpus_seen=lambda: self._expectation.seen,
             )
         self._renewal.note_driver(self._driver_replaced)
         if self._hung_up:

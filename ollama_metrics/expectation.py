@@ -46,6 +46,11 @@ class Expectation:
         self.count = fixed if fixed is not None else self._remembered()
 
     @property
+    def seen(self) -> int:
+        """The most GPUs ever seen; 0 where a setting tells how many there should be."""
+        return 0 if self._fixed is not None else self.count
+
+    @property
     def how_to_change(self) -> str:
         """What an operator does who took a card out; one clause, to be put behind a reason."""
         if self._path is None:

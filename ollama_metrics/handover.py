@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+
+from .config import HANDOVER_VARIABLE
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from typing import Optional
-
-VARIABLE = "OLLAMA_METRICS_HANDOVER"
 
 
 @dataclass(frozen=True)
@@ -24,18 +24,20 @@ class Handover:
 
     `pid` is the process whose they are. `listeners` are (name, file descriptor), the name as in
     `Listener.name`. `driver_renewals` counts how often in a row the program was executed anew for
-    the driver, `driver_renewed_at` is when last, by the monotonic clock.
+    the driver, `driver_renewed_at` is when last, by the monotonic clock. `gpus_seen` is the most GPUs
+    ever seen, which may have found no state directory to be remembered in.
     """
 
     pid: int
     listeners: tuple[tuple[str, int], ...] = ()
-    connections: tuple[int, ...] = field(default=())
+    connections: tuple[int, ...] = ()
     driver_renewals: int = 0
     driver_renewed_at: Optional[float] = None
+    gpus_seen: int = 0
 
     def environment(self, environ: Mapping[str, str]) -> dict[str, str]:
         """`environ` with this in it."""
-        return {**environ, VARIABLE: json.dumps(vars(self))}
+        return {**environ, HANDOVER_VARIABLE: json.dumps(vars(self))}
 
 
 def handed_over(environ: Mapping[str, str], *pids: int) -> Optional[Handover]:
@@ -44,13 +46,14 @@ def handed_over(environ: Mapping[str, str], *pids: int) -> Optional[Handover]:
     A variable that is not whole is none: it was not this program that wrote it.
     """
     try:
-        fields = json.loads(environ[VARIABLE])
+        fields = json.loads(environ[HANDOVER_VARIABLE])
         found = Handover(
             int(fields["pid"]),
             tuple((str(name), int(fd)) for name, fd in fields["listeners"]),
             tuple(int(fd) for fd in fields["connections"]),
             int(fields["driver_renewals"]),
             None if fields["driver_renewed_at"] is None else float(fields["driver_renewed_at"]),
+            int(fields["gpus_seen"]),
         )
     except (KeyError, TypeError, ValueError, OverflowError, RecursionError):
         return None

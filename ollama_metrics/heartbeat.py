@@ -59,10 +59,8 @@ class Heartbeat:
 
 
 def status_line(judge: Callable[[], Verdict]) -> str:
-    """The verdict in a line: `ok, weight 43.5` or `failing, weight 500: GPU 0 ... is lost`."""
+    """The verdict in a line."""
     try:
-        verdict = judge()
+        return judge().summary
     except Exception as error:  # the agent's own fault, which /metrics tells, too
         return f"the verdict fails: {type(error).__name__}"
-    why = "; ".join(verdict.reasons)
-    return f"{verdict.status}, weight {verdict.balance.weight:g}{why and ': '}{why}"

@@ -17,6 +17,7 @@ import sys
 import time
 
 from .handover import Handover, close_all_but
+from .sampler import MAIN_THREADS_SIGNALS
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -33,8 +34,6 @@ LEAST_SECONDS = 60.0
 _DOUBLINGS = 6
 # How often a thread is looked at before it is taken to be held by the kernel, and how far apart.
 _LOOKS, _LOOK_SECONDS = 10, 0.01
-# Signals that are for the program, whichever of its images is there to take them.
-KEPT_SIGNALS = (signal.SIGHUP, signal.SIGTERM, signal.SIGINT)
 # What the program that is tried has no business with.
 _NOT_FOR_A_CHECK = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID")
 
@@ -55,9 +54,11 @@ class Renewal:
         log: Callable[[str, str], None],
         before: Optional[Handover] = None,
         clock: Callable[[], float] = time.monotonic,
+        gpus_seen: Callable[[], int] = lambda: 0,
     ) -> None:
         self._server, self._listeners, self._manager = server, listeners, manager
         self._environ, self._log, self._clock = environ, log, clock
+        self._gpus_seen = gpus_seen
         self._command = _command()
         self._arguments = arguments
         self._asked: Optional[tuple[str, bool]] = None
@@ -102,14 +103,13 @@ class Renewal:
             self._begin()  # the configuration may have changed since
             return
         # Until the new image has its handlers these would end it. What came before has been handled now.
-        signal.pthread_sigmask(signal.SIG_BLOCK, KEPT_SIGNALS)
+        signal.pthread_sigmask(signal.SIG_BLOCK, MAIN_THREADS_SIGNALS)
         if not self._server.stopping:
             self._execute()
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, KEPT_SIGNALS)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, MAIN_THREADS_SIGNALS)
 
     def _execute(self) -> None:
-        listeners = tuple((listener.name, listener.fileno()) for listener in self._listeners)
-        connections = self._server.connections
+        listeners, connections = self._sockets(), self._server.connections
         if self._for_driver:
             self._driver_renewals += 1
             self._driver_renewed_at = self._clock()
@@ -119,6 +119,7 @@ class Renewal:
             tuple(connections),
             self._driver_renewals,
             self._driver_renewed_at,
+            self._gpus_seen(),
         )
         self._log("info", f"{self._why}: the program is executed anew")
         self._manager.reloading()
@@ -129,6 +130,9 @@ class Renewal:
             self._log("error", f"{sys.executable} cannot be executed anew: {error.strerror}")
         close_all_but(set())
         self._manager.ready("not reloaded; the log says why")
+
+    def _sockets(self) -> tuple[tuple[str, int], ...]:
+        return tuple((listener.name, listener.fileno()) for listener in self._listeners)
 
     def stop(self) -> None:
         """Give up what has begun: the child has the listening sockets, which are to be closed now."""
@@ -142,9 +146,7 @@ class Renewal:
         """Start a child that tries whether the program would start now."""
         assert self._asked is not None
         (self._why, self._for_driver), self._asked = self._asked, None
-        handover = Handover(
-            os.getpid(), tuple((listener.name, listener.fileno()) for listener in self._listeners)
-        )
+        handover = Handover(os.getpid(), self._sockets())
         environ = {k: v for k, v in self._environ.items() if k not in _NOT_FOR_A_CHECK}
         before = len(self._command) - len(self._arguments) - 1
         command = [*self._command[:before], "check", *self._arguments]

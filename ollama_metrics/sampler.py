@@ -39,7 +39,7 @@ _GAP_INTERVALS = 2.0
 STUCK_INTERVALS = 3.0
 # Python's handlers run in the main thread, which blocks these while the program is executed anew: one
 # that another thread took meanwhile would be lost.
-_FOR_THE_MAIN_THREAD = (signal.SIGHUP, signal.SIGTERM, signal.SIGINT)
+MAIN_THREADS_SIGNALS = (signal.SIGHUP, signal.SIGTERM, signal.SIGINT)
 
 
 class Sampler:
@@ -94,7 +94,7 @@ class Sampler:
             self._stop.release()
 
     def _run(self, first_after: float) -> None:
-        signal.pthread_sigmask(signal.SIG_BLOCK, _FOR_THE_MAIN_THREAD)
+        signal.pthread_sigmask(signal.SIG_BLOCK, MAIN_THREADS_SIGNALS)
         due = self._clock() + first_after
         while not self._stop.acquire(timeout=max(0.0, due - self._clock())):
             begun = self._clock()

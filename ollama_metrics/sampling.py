@@ -25,10 +25,11 @@ class Sampling:
     is imported within it, and then the threads. `wait` is to be called before the first answer.
 
     After each sample of the host its thread calls `on_host`, after each of the GPUs theirs calls
-    `on_driver` with whether the driver was replaced under this process.
+    `on_driver` with whether the driver was replaced under this process. `gpus_seen` is how many GPUs
+    a program before this one has seen in the same process.
     """
 
-    def __init__(self, config: Config, log: Log, read_only: bool) -> None:
+    def __init__(self, config: Config, log: Log, read_only: bool, gpus_seen: int = 0) -> None:
         from .backoff import FIRST_SECONDS
         from .errors import CollectorError
         from .host import HostCollector
@@ -59,6 +60,8 @@ class Sampling:
         from .expectation import Expectation
 
         expectation = Expectation(config.expected_gpus, config.state_dir, log, read_only=read_only)
+        expectation.saw(gpus_seen)
+        self.expectation = expectation
         self._gpu: Optional[Sampler] = None
         if config.expected_gpus != 0:
             from .gpu_collector import GpuCollector

@@ -48,7 +48,5 @@ class StatusLog:
             return
         if verdict.status != self._status:
             level = "info" if verdict.status == OK else "warning"
-            why = "; ".join(verdict.reasons)
-            weight = f"{verdict.balance.weight:g}"
-            self._log(level, f"status: {verdict.status}, weight {weight}{why and ': '}{why}")
+            self._log(level, f"status: {verdict.summary}")
             self._status = verdict.status

@@ -92,6 +92,12 @@ class Verdict:
     age_seconds: Optional[float] = None
     timestamp: Optional[float] = None
 
+    @property
+    def summary(self) -> str:
+        """A line for a person: `ok, weight 43.5`, or `failing, weight 500: GPU 0 ... is lost`."""
+        why = "; ".join(self.reasons)
+        return f"{self.status}, weight {self.balance.weight:g}{why and ': '}{why}"
+
 
 def judge(snapshot: Snapshot, window: float, on_failure: str, now: float) -> Verdict:
     """The verdict at monotonic time `now`, utilization averaged over the last `window` seconds."""

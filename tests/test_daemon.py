@@ -25,7 +25,8 @@ from test_cli import answers, free_port
 from test_renewal import ANEW, PATIENCE, REFUSED, children, eventually
 
 import ollama_metrics
-from ollama_metrics.handover import VARIABLE, Handover
+from ollama_metrics.config import HANDOVER_VARIABLE as VARIABLE
+from ollama_metrics.handover import Handover
 
 FAST = ("--interval", "0.1")
 Starter = Callable[..., AgentProcess]
@@ -783,6 +784,23 @@ def test_after_an_update_of_the_driver_the_agent_renews_itself(
     agent.wait_until(lambda d: d["status"] == "ok" and d["gpu_count"] == 2)
     assert agent.process.poll() is None
     assert count(agent, ANEW) == 1
+
+
+def test_a_reload_does_not_forget_the_gpus(
+    start_agent: Starter, nvml: NvmlStandIn, tmp_path: Path
+) -> None:
+    """A host that has lost its driver stays failing over a reload, also where no state directory remembers its GPUs."""
+    (tmp_path / "file").touch()
+    nvml.set(count=2)
+    agent = start_agent(
+        *FAST, environment=nvml.environment(), state_dir=tmp_path / "file" / "state"
+    )
+    agent.wait_until(lambda d: d["status"] == "ok" and d["gpu_count"] == 2)
+    nvml.unload_driver()
+    agent.wait_until(lambda d: d["status"] == "failing")
+    agent.reload()
+    document = agent.metrics()
+    assert (document["status"], document["weight"], document["gpu_count"]) == ("failing", 500, 2)
 
 
 def test_a_renewal_in_vain_is_not_repeated_at_once(start_agent: Starter, nvml: NvmlStandIn) -> None:

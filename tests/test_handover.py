@@ -13,10 +13,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ollama_metrics.handover import VARIABLE, Handover, handed_over
+from ollama_metrics.config import HANDOVER_VARIABLE as VARIABLE
+from ollama_metrics.handover import Handover, handed_over
 
 PID = 4711
-LEFT = Handover(PID, (("0.0.0.0:11435", 3), ("[::]:11435", 4)), (7, 9), 2, 123.5)
+LEFT = Handover(PID, (("0.0.0.0:11435", 3), ("[::]:11435", 4)), (7, 9), 2, 123.5, 4)
 
 
 def written(**changes: Any) -> Mapping[str, str]:

@@ -19,7 +19,8 @@ import pytest
 from notify_socket import Systemd
 
 from ollama_metrics import renewal as renewal_module
-from ollama_metrics.handover import VARIABLE, Handover
+from ollama_metrics.config import HANDOVER_VARIABLE as VARIABLE
+from ollama_metrics.handover import Handover
 from ollama_metrics.renewal import Renewal, thread_in_the_kernel
 from ollama_metrics.service_manager import ServiceManager
 
