@@ -25,6 +25,18 @@ Restart=always
 WantedBy=multi-user.target
 """
 
+# Every file and folder that an installer could touch: path, type, mode, owner, target, size; of /etc what is
+# in it, too. Left out is what systemd, dpkg, useradd (its backups) and the clock write by themselves; systemd
+# removes empty folders of links.
+_SNAPSHOT = r"""
+find / -xdev \( -path /proc -o -path /sys -o -path /dev -o -path /run -o -path /tmp -o -path /work -o -path /root \
+    -o -path /var/log -o -path /var/tmp -o -path /var/cache -o -path /srv \
+    -o -path /var/lib/systemd -o -path /var/lib/dpkg -o -path '/etc/systemd/*.wants' -empty \
+    -o -path '/etc/*-' \) -prune \
+    -o -type d -printf '%p\t%y %m %u:%g\n' -o -printf '%p\t%y %m %u:%g %l %s\n'
+find /etc -type f -not -name '*-' -not -name .pwd.lock -exec md5sum {} + | sed -E 's/^(\S+)  (.*)/\2\t\1/'
+"""
+
 _OPEN = """
 import errno, os, sys
 try:
@@ -112,6 +124,19 @@ class Host:
 
     def journal(self, unit: str) -> str:
         return self.shell(f"journalctl --sync; journalctl -u {unit} -o cat --no-pager")
+
+    def snapshot(self) -> set[tuple[str, str]]:
+        """All files and folders that an installer could touch: (path, what it is) of each."""
+        lines = self.shell(_SNAPSHOT).splitlines()
+        return {(path, what) for path, _, what in (line.rpartition("\t") for line in lines)}
+
+    def changes(self, before: set[tuple[str, str]]) -> list[tuple[str, str]]:
+        """What is otherwise than in an earlier snapshot; not what another program changed in the root below the
+        machine meanwhile (a log that this very test run is written to, say)."""
+        different = self.snapshot() ^ before
+        return sorted(
+            (path, what) for path, what in different if not self.machine.changed_below(path)
+        )
 
     # -- the installer -------------------------------------------------------------------------------------------
 

@@ -71,6 +71,7 @@ class Machine:
         self._stack = ExitStack()
         self._hierarchies: list[_Hierarchy] = []
         self._pid = 0
+        self._booted = 0.0
 
     @property
     def pid(self) -> int:
@@ -78,6 +79,7 @@ class Machine:
         return self._pid
 
     def __enter__(self) -> Machine:
+        self._booted = time.time()
         with ExitStack() as stack:
             self._hierarchies = stack.enter_context(_own_cgroups())
             console = stack.enter_context(_Console())
@@ -155,6 +157,14 @@ class Machine:
         Beware of absolute symbolic links on the way to it: they lead into the host's root.
         """
         return Path(f"/proc/{self._pid}/root", str(inside).lstrip("/"))
+
+    def changed_below(self, inside: str) -> bool:
+        """Whether a file that the machine sees was made or changed in `root` since the machine was booted. Nothing in
+        the machine can have done that; what it has not copied yet shows through."""
+        try:
+            return os.lstat(Path(self._root, inside.lstrip("/"))).st_ctime >= self._booted
+        except OSError:
+            return False
 
     def journal(self, unit: str, *options: str) -> str:
         """The messages of a unit, and systemd's about it, one a line; options are journalctl's."""

@@ -17,18 +17,6 @@ Boot = Callable[..., AbstractContextManager[Host]]
 CONFIG = "/etc/ollama-metrics/environment"
 OPT = "/opt/ollama-metrics"
 
-# Every file and folder that an installer could touch: type, mode, owner, path, target, size; of /etc what is in it,
-# too. Left out is what systemd, dpkg, useradd (its backups) and the clock write by themselves; systemd removes empty
-# folders of links.
-SNAPSHOT = r"""
-find / -xdev \( -path /proc -o -path /sys -o -path /dev -o -path /run -o -path /tmp -o -path /work -o -path /root \
-    -o -path /var/log -o -path /var/tmp -o -path /var/cache -o -path /srv \
-    -o -path /var/lib/systemd -o -path /var/lib/dpkg -o -path '/etc/systemd/*.wants' -empty \
-    -o -path '/etc/*-' \) -prune \
-    -o -type d -printf '%y %m %u:%g %p\n' -o -printf '%y %m %u:%g %p %l %s\n' | sort
-find /etc -type f -not -name '*-' -not -name .pwd.lock -exec md5sum {} + | sort
-"""
-
 
 @pytest.fixture
 def fresh(booted_host: Boot) -> Iterator[Host]:
@@ -67,12 +55,12 @@ def test_it_ends_with_the_answer_and_three_commands(installed: Any) -> None:
 
 def test_uninstall_leaves_nothing_behind(fresh: Host) -> None:
     """File by file and user by user, the host is after install, upgrade and `--uninstall --purge` what it was."""
-    before = fresh.shell(SNAPSHOT)
+    before = fresh.snapshot()
     fresh.install("--listen", "127.0.0.1:11435", "--socket")
     fresh.install()
-    assert fresh.shell(SNAPSHOT) != before
+    assert fresh.changes(before) != []
     fresh.run(f"{OPT}/install.sh", "--uninstall", "--purge", timeout=120)
-    assert fresh.shell(SNAPSHOT) == before
+    assert fresh.changes(before) == []
     assert fresh.shell(f"systemctl list-units --all --no-legend '{SERVICE}*'") == ""
 
 
@@ -88,7 +76,7 @@ def test_uninstall_keeps_settings_and_state(fresh: Host) -> None:
 
 def test_a_dry_run_changes_nothing(fresh: Host) -> None:
     """--dry-run prints the steps and changes no file; it needs no root."""
-    before = fresh.shell(SNAPSHOT)
+    before = fresh.snapshot()
     said = fresh.install("--dry-run", "--listen", "127.0.0.1:9").stdout
     assert "venv" in said
     assert "systemctl" in said
@@ -96,7 +84,7 @@ def test_a_dry_run_changes_nothing(fresh: Host) -> None:
         "setpriv", "--reuid", "nobody", "--clear-groups", f"{CHECKOUT}/install.sh", "--dry-run"
     )
     assert "systemctl" in as_nobody.stdout
-    assert fresh.shell(SNAPSHOT) == before
+    assert fresh.changes(before) == []
 
 
 # -- upgrading ---------------------------------------------------------------------------------------------------------
@@ -232,12 +220,12 @@ def test_a_version_that_does_not_get_ready_is_rolled_back(installed: Host) -> No
 def bare(booted_host: Boot) -> Iterator[Host]:
     """A machine that no installation succeeds on; it stays as it was booted."""
     with booted_host() as host:
-        host.before = host.shell(SNAPSHOT)  # type: ignore[attr-defined]
+        host.before = host.snapshot()  # type: ignore[attr-defined]
         yield host
 
 
 def unchanged(host: Any) -> None:
-    assert host.shell(SNAPSHOT) == host.before
+    assert host.changes(host.before) == []
 
 
 def test_not_root(bare: Host) -> None:
@@ -377,17 +365,17 @@ def test_ended_by_a_signal_it_undoes_what_it_did(bare: Host) -> None:
 
 def test_half_an_installation_is_cleared_away_by_the_next(fresh: Host) -> None:
     """After a run that was killed in the middle the next one says so, clears it away and installs."""
-    before = fresh.shell(SNAPSHOT)
+    before = fresh.snapshot()
     process = begin(fresh)
     fresh.shell(
         "pkill -KILL -f '[i]nstall.sh --wheelhouse'; pkill -KILL -f '[o]pt/ollama-metrics/' || :"
     )
     process.communicate(timeout=60)
-    assert fresh.shell(SNAPSHOT) != before
+    assert fresh.changes(before) != []
     assert "An earlier run was cut off" in fresh.install().stdout
     fresh.wait_until_ready()
     fresh.run(f"{OPT}/install.sh", "--uninstall", "--purge", timeout=120)
-    assert fresh.shell(SNAPSHOT) == before
+    assert fresh.changes(before) == []
 
 
 def test_a_folder_that_is_not_the_installers(bare: Host) -> None:

@@ -12,7 +12,7 @@ from typing import Any, Callable
 
 import pytest
 from installed import CHECKOUT, OLLAMA_UNIT, Host
-from test_install import SNAPSHOT, refused
+from test_install import refused
 
 pytestmark = [pytest.mark.booted, pytest.mark.timeout(300)]
 
@@ -46,7 +46,7 @@ def owner(host: Host, port: int) -> str:
 
 def test_one_port_for_both_and_back(host: Host) -> None:
     """With the front 11434 answers for both, Ollama and agent are on loopback; uninstalled, all is as it was before."""
-    before = host.shell(SNAPSHOT)
+    before = host.snapshot()
     host.install(*FRONT)
     assert "nginx" in owner(host, 11434)
     assert host.get("/api/version", 11434)
@@ -62,7 +62,7 @@ def test_one_port_for_both_and_back(host: Host) -> None:
     assert host.get("/metrics", 11434)["status"] == "ok"
     host.run("/opt/ollama-metrics/install.sh", "--uninstall", "--purge", timeout=120)
     host.wait(lambda: ollama_answers(host))
-    assert host.shell(SNAPSHOT) == before
+    assert host.changes(before) == []
 
 
 def test_the_front_alone_is_taken_away(host: Host) -> None:
@@ -112,12 +112,12 @@ def test_a_step_that_fails_leaves_ollama_where_it_was(host: Host, prepare: str, 
     absent = "rm /etc/systemd/system/ollama.service" in prepare
     if not absent:
         host.wait(lambda: ollama_answers(host))
-    before = host.shell(SNAPSHOT)
+    before = host.snapshot()
     sentence = refused(host.install(*FRONT, check=False))
     assert said in sentence
     if not absent:
         assert ollama_answers(host)
-    assert host.shell(SNAPSHOT) == before
+    assert host.changes(before) == []
 
 
 def test_an_ollama_that_does_not_come_back_is_put_back(host: Host) -> None:
@@ -131,10 +131,10 @@ def test_an_ollama_that_does_not_come_back_is_put_back(host: Host) -> None:
     )
     host.shell("systemctl daemon-reload; systemctl restart ollama")
     host.wait(lambda: ollama_answers(host))
-    before = host.shell(SNAPSHOT)
+    before = host.snapshot()
     assert "ollama.service" in refused(host.install(*FRONT, "--timeout", "8", check=False))
     host.wait(lambda: ollama_answers(host))
-    assert host.shell(SNAPSHOT) == before
+    assert host.changes(before) == []
 
 
 def test_tls_and_who_is_let_in(host: Host) -> None:
