@@ -6,8 +6,11 @@
     `-- CollectorError       a source of readings gave none
         |-- NoDriver         no NVIDIA library or driver: what a host without GPUs shows
         |   `-- NoLibrary    not even the library
-        `-- DriverFailure    there is a driver and it fails
-            `-- DriverReplaced   it is not the one that the loaded library belongs to
+        |-- DriverFailure    there is a driver and it fails
+        |   `-- DriverReplaced   it is not the one that the loaded library belongs to
+        `-- OllamaError      Ollama gave no usable answer
+            |-- OllamaDown       nobody answers in time, or the connection breaks
+            `-- OllamaAnswer     there is an answer, and it is not what Ollama answers
 
 What a single call to the driver can answer stays inside the GPU collector:
 
@@ -58,6 +61,25 @@ class DriverFailure(CollectorError):
 
 class DriverReplaced(DriverFailure):
     """The kernel module and the library that this process has loaded are of different versions."""
+
+
+class OllamaError(CollectorError):
+    """Ollama, or whatever is in its place, gave no usable answer; the text says what was asked of whom."""
+
+
+class OllamaDown(OllamaError):
+    """Nobody answers: refused, out of time, closed before the end. To ask again may help."""
+
+
+class OllamaAnswer(OllamaError):
+    """The answer is not Ollama's: another status, no JSON, a key that is missing or makes no sense.
+
+    `status` is that of HTTP. To ask again may help after a 5xx or a 429, else not.
+    """
+
+    def __init__(self, text: str, status: int = 200) -> None:
+        self.status = status
+        super().__init__(text)
 
 
 class NotReported(Exception):

@@ -41,10 +41,10 @@ SAME = "(as the attribute)"
 class Metric:
     """What one declared attribute is.
 
-    `kind` is `gauge`, `counter`, `info` (a text that becomes a label of the class's `_info`
-    family), `state` (one of `states`: a series for each, 1 for the one that holds) or `detail`
-    (JSON only). `read` takes the object that the class's collector reads from and returns the
-    attribute's value; `json` is the JSON key or None.
+    `kind` is `gauge`, `counter`, `histogram` (its value a `Histogram`, which JSON leaves out), `info` (a
+    text that becomes a label of the class's `_info` family), `state` (one of `states`: a series for
+    each, 1 for the one that holds) or `detail` (JSON only). `read` takes the object that the class's
+    collector reads from and returns the attribute's value; `json` is the JSON key or None.
     """
 
     kind: str
@@ -66,10 +66,25 @@ class Metric:
         """Convert `value` (base units, None stays None) into the unit of the JSON key."""
         if value is None or isinstance(value, (bool, str)):
             return value
+        if self.json is not None and self.json.endswith("_ms"):
+            return round(value * 1000, 3)
         for suffix, (_, factor, digits) in JSON_UNITS.items():
             if self.attribute.endswith(suffix):
                 return round(value * factor, digits)
         return value
+
+
+@dataclass(frozen=True)
+class Histogram:
+    """How many observations were at most as large as each of `bounds` (ascending), as Prometheus counts.
+
+    `counts` are cumulative, one for each bound and a last one for all of them; `sum` is that of the
+    observations.
+    """
+
+    bounds: tuple[float, ...]
+    counts: tuple[int, ...]
+    sum: float
 
 
 def _field(metric: Metric, required: bool = False) -> Any:
@@ -90,6 +105,11 @@ def counter(
 ) -> Any:
     """Declare a value that only grows; the attribute's name ends in `_total`."""
     return _field(Metric("counter", help, json=json, read=read))
+
+
+def histogram(help: str) -> Any:
+    """Declare a distribution, a `Histogram`."""
+    return _field(Metric("histogram", help, json=None))
 
 
 def info(
