@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 # Files that Docker and Podman leave in every container.
 CONTAINER_MARKS = (".dockerenv", "run/.containerenv")
 # The kernel writes "no limit" of v1 as the largest multiple of the page size in 63 bits.
-_V1_UNLIMITED = 1 << 60
+V1_UNLIMITED = 1 << 60
 
 
 @dataclass(frozen=True)
@@ -55,21 +55,21 @@ class Cgroup:
     def limits(self) -> Limits:
         """The limits as they are now: they may be changed while a container runs."""
         if self.v2:
-            memory = _number(self._read(self._memory, "memory.max"))
-            quota, _, period = self._read(self._cpu, "cpu.max").partition(" ")
+            memory = parse_number(read_file(self._memory, "memory.max"))
+            quota, _, period = read_file(self._cpu, "cpu.max").partition(" ")
         else:
-            memory = _number(self._read(self._memory, "memory.limit_in_bytes"))
-            if memory is not None and memory >= _V1_UNLIMITED:
+            memory = parse_number(read_file(self._memory, "memory.limit_in_bytes"))
+            if memory is not None and memory >= V1_UNLIMITED:
                 memory = None
             quota, period = (
-                self._read(self._cpu, f"cpu.cfs_{name}_us") for name in ("quota", "period")
+                read_file(self._cpu, f"cpu.cfs_{name}_us") for name in ("quota", "period")
             )
         cpus: Optional[float] = None
-        microseconds, per = _number(quota), _number(period)
+        microseconds, per = parse_number(quota), parse_number(period)
         if microseconds and per:
             cpus = microseconds / per
         allowed = _count(
-            self._read(self._cpuset, "cpuset.cpus.effective" if self.v2 else "cpuset.cpus")
+            read_file(self._cpuset, "cpuset.cpus.effective" if self.v2 else "cpuset.cpus")
         )
         if allowed and allowed < self._cpus:
             cpus = min(cpus, allowed) if cpus else float(allowed)
@@ -121,23 +121,24 @@ class Cgroup:
         ) and not os.path.exists(os.path.join(self._memory, "memory.max"))
 
     def _own_path(self) -> str:
-        for line in self._read(os.path.join(self._root, "proc/self"), "cgroup").splitlines():
+        for line in read_file(os.path.join(self._root, "proc/self"), "cgroup").splitlines():
             number, _, rest = line.partition(":")
             controllers, _, path = rest.partition(":")
             if number == "0" and not controllers and ".." not in path:
                 return path.rstrip("/")
         return ""
 
-    @staticmethod
-    def _read(folder: str, name: str) -> str:
-        try:
-            with open(os.path.join(folder, name), encoding="ascii", errors="replace") as file:
-                return file.read(65536).strip()
-        except OSError:
-            return ""
+
+def read_file(folder: str, name: str) -> str:
+    """What a file of the kernel's holds, in its first 64 kB; nothing where it cannot be read."""
+    try:
+        with open(os.path.join(folder, name), encoding="ascii", errors="replace") as file:
+            return file.read(65536).strip()
+    except (OSError, ValueError):  # ValueError: a path that no file can have
+        return ""
 
 
-def _number(text: str) -> Optional[int]:
+def parse_number(text: str) -> Optional[int]:
     """The number in `text`; None for `max`, nothing, nonsense, and what the kernel's 64 bits cannot hold."""
     try:
         number = int(text)
@@ -151,7 +152,7 @@ def _count(cpu_list: str) -> int:
     total = 0
     for part in cpu_list.split(","):
         first, _, last = part.partition("-")
-        low, high = _number(first), _number(last or first)
+        low, high = parse_number(first), parse_number(last or first)
         if low is None or high is None or high < low:
             return 0
         total += high - low + 1

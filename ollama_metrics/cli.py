@@ -8,7 +8,7 @@ import sys
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
-    from typing import NoReturn, Optional
+    from typing import Any, NoReturn, Optional
 
     from .config import Config
 
@@ -44,9 +44,7 @@ def main(
         command, config, format = _parse(argv, environment)
         if command == "serve":
             from .daemon import Daemon
-            from .lean import forget_parser
 
-            forget_parser()
             return Daemon(config, environment, argv[1:] if arguments is None else None).run()
         if command == "check":
             return _check(config, environment)
@@ -84,10 +82,27 @@ def _end_at_once_when_interrupted() -> None:
 
 
 def _parse(argv: Sequence[str], environ: Mapping[str, str]) -> tuple[str, Config, Optional[str]]:
+    from .arguments import plain_options
+    from .config import CONFIG_VARIABLE, config_file, load
+
+    options = plain_options(argv)
+    given = {"command": "serve", **options} if options is not None else _ask_argparse(argv, environ)
+    path = config_file(given, environ)
+    file = None
+    if path is not None:
+        from .config_file import read_config_file
+
+        file = read_config_file(path, "--config" if given["config"] else CONFIG_VARIABLE)
+    name = given["command"]
+    return name, load(given, environ, name != "once", file), given.get("format")
+
+
+def _ask_argparse(argv: Sequence[str], environ: Mapping[str, str]) -> dict[str, Any]:
+    """The command, and the texts of its options by name. For help and for a mistake, raises SystemExit."""
     import argparse
 
     from . import __version__
-    from .config import CONFIG_VARIABLE, SETTINGS, config_file, load
+    from .config import SETTINGS
 
     class Parser(argparse.ArgumentParser):
         """One line for a mistake, as the other tools of a shell do it."""
@@ -153,15 +168,7 @@ def _parse(argv: Sequence[str], environ: Mapping[str, str]) -> tuple[str, Config
                 action="append" if setting.repeatable else "store",
                 help=f"{setting.help} (default: {setting.default_text})".replace("%", "%%"),
             )
-    namespace = vars(parser.parse_args(argv))
-    path = config_file(namespace, environ)
-    file = None
-    if path is not None:
-        from .config_file import read_config_file
-
-        file = read_config_file(path, "--config" if namespace["config"] else CONFIG_VARIABLE)
-    name = namespace["command"]
-    return name, load(namespace, environ, name != "once", file), namespace.get("format")
+    return vars(parser.parse_args(argv))
 
 
 def _columns(environ: Mapping[str, str]) -> int:
@@ -183,6 +190,11 @@ def _check(config: Config, environ: Mapping[str, str]) -> int:
         gpu_collector,
         heartbeat,
         host,
+        log_journal,
+        log_tally,
+        ollama_collector,
+        ollama_expectation,
+        ollama_processes,
         renewal,
         sampler,
         sampling,

@@ -6,34 +6,34 @@ environment and docs/CONFIGURATION.md come from it.
 
 from __future__ import annotations
 
-import math
-import socket
 from dataclasses import dataclass
 
 from .errors import ConfigError
 from .expectation import MOST_GPUS
 from .log import LEVELS
-from .policy import ON_FAILURE
+from .ollama_url import DEFAULT as DEFAULT_OLLAMA
+from .ollama_url import OllamaUrl, from_ollama_host
+from .option_values import (
+    Address,
+    one_of,
+    parse_address,
+    parse_gpus,
+    parse_log,
+    parse_ollama,
+    parse_on_or_off,
+    parse_path,
+    seconds,
+)
+from .policy import OLLAMA_RULES, ON_FAILURE
 from .window import LONGEST_SECONDS
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
     from typing import Any, Callable, Optional
 
 VARIABLE_PREFIX = "OLLAMA_METRICS_"
 LEAST_INTERVAL, LONGEST_INTERVAL = 0.1, 60.0
-
-
-@dataclass(frozen=True)
-class Address:
-    """Where to listen: a host name or address (IPv6 without brackets) and a port, 0 for any free one."""
-
-    host: str
-    port: int
-
-    def __str__(self) -> str:
-        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
 
 @dataclass(frozen=True)
@@ -78,80 +78,15 @@ class Config:
     state_dir: Optional[str] = None
     on_failure: str = ON_FAILURE[0]
     log_level: str = "info"
-
-
-def parse_address(text: str) -> Address:
-    """`ADDR:PORT`, `[IPv6]:PORT` or `NAME:PORT`. Raises ValueError."""
-    host, colon, port = text.strip().rpartition(":")
-    if (
-        not colon
-        or not host
-        or not (port.isascii() and port.isdigit())
-        or len(port) > 5
-        or int(port) > 65535
-    ):
-        raise ValueError(text)
-    if host.startswith("[") and host.endswith("]"):
-        host = host[1:-1]
-        if not _is_ipv6(host):
-            raise ValueError(text)
-    elif ":" in host:
-        raise ValueError(text)
-    if not host or not host.isprintable() or any(character in host for character in " []/@"):
-        raise ValueError(text)
-    if host.replace(".", "").isdigit() and not _is_ipv4(host):
-        raise ValueError(text)
-    return Address(host, int(port))
-
-
-def _is_ipv4(host: str) -> bool:
-    parts = host.split(".")
-    return len(parts) == 4 and all(
-        part.isdigit() and len(part) <= 3 and int(part) <= 255 for part in parts
-    )
-
-
-def _is_ipv6(host: str) -> bool:
-    """Whether `host` is an IPv6 address, with or without the zone of a link-local one (`%eth0`)."""
-    address, percent, zone = host.partition("%")
-    try:
-        socket.inet_pton(socket.AF_INET6, address)
-    except (OSError, ValueError):  # ValueError: not ASCII, or a NUL
-        return False
-    return bool(zone) or not percent
-
-
-def _seconds(least: float, most: float) -> Callable[[str], float]:
-    def parse(text: str) -> float:
-        value = math.nan if "_" in text else float(text)  # 1_0 is Python's, not a person's
-        if not (math.isfinite(value) and least <= value <= most):
-            raise ValueError(text)
-        return value
-
-    return parse
-
-
-def _one_of(words: Sequence[str]) -> Callable[[str], str]:
-    def parse(text: str) -> str:
-        if text not in words:
-            raise ValueError(text)
-        return text
-
-    return parse
-
-
-def _gpus(text: str) -> Optional[int]:
-    if text == "auto":
-        return None
-    if not (text.isascii() and text.isdigit()) or len(text) > 3 or int(text) > MOST_GPUS:
-        raise ValueError(text)
-    return int(text)
-
-
-def _path(text: str) -> str:
-    if not text or "\0" in text:
-        raise ValueError(text)
-    return text
+    ollama: Optional[OllamaUrl] = DEFAULT_OLLAMA
+    ollama_interval: float = 5.0
+    ollama_grace: float = 60.0
+    ollama_slots: bool = True
+    ollama_log: tuple[str, str] = ("none", "")
+    ollama_cgroup: str = "auto"
+    ollama_ignore: tuple[str, ...] = ()
+    # Whether Ollama was named, not looked for: then it has to be there.
+    ollama_expected: bool = False
 
 
 SETTINGS: tuple[Setting, ...] = (
@@ -162,7 +97,7 @@ SETTINGS: tuple[Setting, ...] = (
         "none",
         "file of settings, a NAME=VALUE in each line, with the names of the environment variables.",
         "give the path of a file of settings",
-        _path,
+        parse_path,
     ),
     Setting(
         "--listen",
@@ -183,7 +118,7 @@ SETTINGS: tuple[Setting, ...] = (
         "1",
         "time between two samples.",
         f"give seconds from {LEAST_INTERVAL:g} to {LONGEST_INTERVAL:g}, such as 1",
-        _seconds(LEAST_INTERVAL, LONGEST_INTERVAL),
+        seconds(LEAST_INTERVAL, LONGEST_INTERVAL),
     ),
     Setting(
         "--window",
@@ -192,7 +127,7 @@ SETTINGS: tuple[Setting, ...] = (
         "15",
         "time over which utilization is averaged.",
         f"give seconds from the interval to {LONGEST_SECONDS:g}, such as 15",
-        _seconds(LEAST_INTERVAL, LONGEST_SECONDS),
+        seconds(LEAST_INTERVAL, LONGEST_SECONDS),
         serve_only=True,
     ),
     Setting(
@@ -203,16 +138,16 @@ SETTINGS: tuple[Setting, ...] = (
         "GPUs that this host should have; one that is missing looks busy. auto remembers the most ever seen, "
         "across restarts. 0 leaves GPUs alone.",
         f"give auto or a number from 0 to {MOST_GPUS}",
-        _gpus,
+        parse_gpus,
     ),
     Setting(
         "--state-dir",
         "DIR",
         Config.state_dir,
         "systemd's STATE_DIRECTORY, else ~/.local/state/ollama-metrics",
-        "where the number of GPUs is remembered.",
+        "where the number of GPUs is remembered, and that Ollama has answered.",
         "give the path of a directory",
-        _path,
+        parse_path,
     ),
     Setting(
         "--on-failure",
@@ -222,7 +157,7 @@ SETTINGS: tuple[Setting, ...] = (
         "what a balancer gets from a failing host: pessimistic (the highest weight, 500), error (the same with "
         "status 503) or last-good (the last good numbers for two minutes, then pessimistic).",
         f"give one of {', '.join(ON_FAILURE)}",
-        _one_of(ON_FAILURE),
+        one_of(ON_FAILURE),
     ),
     Setting(
         "--log-level",
@@ -231,7 +166,76 @@ SETTINGS: tuple[Setting, ...] = (
         "info",
         f"least urgent messages to log: {', '.join(LEVELS)}.",
         f"give one of {', '.join(LEVELS)}",
-        _one_of(tuple(LEVELS)),
+        one_of(tuple(LEVELS)),
+    ),
+    Setting(
+        "--ollama",
+        "auto|none|URL",
+        "auto",
+        "auto",
+        "where Ollama is. A URL means that it has to be there: while it does not answer, the host is failing. "
+        "auto looks where OLLAMA_HOST says, else at http://127.0.0.1:11434, and expects Ollama once it has "
+        "answered there. none leaves it alone.",
+        "give auto, none or Ollama's own address, such as http://127.0.0.1:11434",
+        parse_ollama,
+    ),
+    Setting(
+        "--ollama-interval",
+        "SECONDS",
+        Config.ollama_interval,
+        "5",
+        "time between two checks of Ollama; one that does not answer is checked each second.",
+        "give seconds from 1 to 60, such as 5",
+        seconds(1.0, 60.0),
+    ),
+    Setting(
+        "--ollama-grace",
+        "SECONDS",
+        Config.ollama_grace,
+        "60",
+        "how long an expected Ollama that has not answered since the agent started may still be starting.",
+        "give seconds from 0 to 3600, such as 60",
+        seconds(0.0, 3600.0),
+    ),
+    Setting(
+        "--ollama-slots",
+        "on|off",
+        Config.ollama_slots,
+        "on",
+        "whether llama-server runners are asked how many of their slots are busy.",
+        "give on or off",
+        parse_on_or_off,
+    ),
+    Setting(
+        "--ollama-log",
+        "none|journal:UNIT|file:PATH",
+        Config.ollama_log,
+        "none",
+        "Ollama's log, to count its requests and errors: the journal of its unit (journal:ollama.service) or a file.",
+        "give none, journal:UNIT or file:PATH, such as journal:ollama.service",
+        parse_log,
+    ),
+    Setting(
+        "--ollama-cgroup",
+        "auto|none|PATH",
+        Config.ollama_cgroup,
+        "auto",
+        "cgroup that Ollama runs in, such as /sys/fs/cgroup/system.slice/ollama.service. "
+        "auto looks for the process that listens on Ollama's port.",
+        "give auto, none or the path of a cgroup",
+        parse_path,
+    ),
+    Setting(
+        "--ollama-ignore",
+        "RULE",
+        Config.ollama_ignore,
+        "none",
+        "what of Ollama's state does not count in the verdict; may be repeated: down (it does not answer), "
+        "on-cpu (models sit on the CPU though GPUs work), slow (an answer takes over 2 s), "
+        "errors (most requests fail).",
+        f"give none or one of {', '.join(OLLAMA_RULES)}",
+        one_of((*OLLAMA_RULES, "none")),
+        repeatable=True,
     ),
 )
 
@@ -286,10 +290,15 @@ def load(
             except ValueError:
                 raise ConfigError(source, text, setting.accepted) from None
         for number, value in enumerate(parsed):
-            if value in parsed[:number] and value != Address(value.host, 0):
+            if value in parsed[:number] and value != Address(getattr(value, "host", ""), 0):
                 raise ConfigError(source, texts[number], "it is given twice; give it once")
         values[setting.name] = tuple(parsed) if setting.repeatable else parsed[0]
         sources[setting.name] = (source, texts[-1])
+    if "none" in values.get("ollama_ignore", ()):
+        values["ollama_ignore"] = ()
+    ollama = values.pop("ollama", "auto")
+    values["ollama_expected"] = isinstance(ollama, OllamaUrl)
+    values["ollama"] = _ollama_of(environ) if ollama == "auto" else ollama
     if values.get("state_dir") is None:
         values["state_dir"] = default_state_dir(environ)
     config = Config(**values)
@@ -305,6 +314,19 @@ def load(
             source, text, f"give at most the window, {config.window:g} seconds, or set --window too"
         )
     return config
+
+
+def _ollama_of(environ: Mapping[str, str]) -> OllamaUrl:
+    """Where Ollama's own client would look for it. Raises ConfigError."""
+    text = environ.get("OLLAMA_HOST", "").strip()
+    try:
+        return from_ollama_host(text) if text else DEFAULT_OLLAMA
+    except ValueError:
+        raise ConfigError(
+            "OLLAMA_HOST",
+            text,
+            "set --ollama to Ollama's own address, such as http://127.0.0.1:11434",
+        ) from None
 
 
 def default_state_dir(environ: Mapping[str, str]) -> Optional[str]:

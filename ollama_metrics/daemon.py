@@ -51,11 +51,7 @@ class Daemon:
 
         from .sampling import Sampling
 
-        # A program that is executed anew must not take a host that has lost its GPUs for one that
-        # never had any.
-        gpus_seen = before.gpus_seen if before is not None else 0
-        sampling = Sampling(self._config, log, read_only=False, gpus_seen=gpus_seen)
-        self._expectation = sampling.expectation
+        self._sampling = sampling = Sampling(self._config, log, read_only=False, before=before)
 
         from .listener import open_files_for
         from .server import MOST_CONNECTIONS, Server
@@ -83,6 +79,7 @@ class Daemon:
         try:
             while server.run():
                 assert self._renewal is not None
+                sampling.release()
                 self._renewal.execute()
         finally:
             signal.set_wakeup_fd(-1)
@@ -192,7 +189,7 @@ class Daemon:
                 arguments,
                 self._log,
                 self._before,
-                gpus_seen=lambda: self._expectation.seen,
+                memory=lambda: self._sampling.to_be_remembered,
             )
         self._renewal.note_driver(self._driver_replaced)
         if self._hung_up:

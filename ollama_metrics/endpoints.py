@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
     from .connection import Counters
     from .expectation import Expectation
+    from .ollama_expectation import OllamaExpectation
     from .sampler import Sampler
     from .snapshot import State
     from .verdict import Verdict
@@ -49,9 +50,11 @@ ENDPOINTS = (
     ),
     ("/metrics?window=SECONDS", "the same, utilization averaged over another time (up to 120)"),
     ("/health", "200 when ok or degraded, 503 with the reasons when failing"),
+    ("/health/ollama", "200 when Ollama answers, 503 when it does not"),
     ("/-/ready", "200 once there are fresh readings"),
     ("/-/healthy", "200 while the agent answers"),
 )
+_PATHS = ("/", "/metrics", "/health", "/health/ollama", "/-/ready", "/-/healthy")
 
 
 class Endpoints:
@@ -72,8 +75,13 @@ class Endpoints:
         log: Callable[[str, str], None] = lambda _level, _sentence: None,
         clock: Callable[[], float] = time.monotonic,
         wall: Callable[[], float] = time.time,
+        ollama: Optional[Sampler] = None,
+        ollama_expectation: Optional[OllamaExpectation] = None,
+        ollama_ignore: tuple[str, ...] = (),
     ) -> None:
         self._host, self._gpu, self._expectation = host, gpu, expectation
+        self._ollama, self._ollama_expectation = ollama, ollama_expectation
+        self._ollama_ignore = ollama_ignore
         self._interval, self._window, self._on_failure = interval, window, on_failure
         self._log, self._clock = log, clock
         self._own_failure = ""
@@ -82,6 +90,7 @@ class Endpoints:
         self.counters: Optional[Counters] = None
         self._host_seen: Optional[State[Any]] = None
         self._gpu_seen: Optional[State[Any]] = None
+        self._ollama_seen: Optional[State[Any]] = None
         self._snapshot = self._compose()
         self._stale_at = float("-inf")
         self._verdicts: dict[float, Verdict] = {}
@@ -93,11 +102,13 @@ class Endpoints:
         if (
             self._host.state is self._host_seen
             and (self._gpu is None or self._gpu.state is self._gpu_seen)
+            and (self._ollama is None or self._ollama.state is self._ollama_seen)
             and self._clock() < self._stale_at
         ):
             return self._snapshot
         self._host_seen = self._host.state
         self._gpu_seen = self._gpu.state if self._gpu is not None else None
+        self._ollama_seen = self._ollama.state if self._ollama is not None else None
         self._snapshot = snapshot = self._compose()
         self._stale_at = self._clock() + _STALE_SECONDS
         self._verdicts.clear()
@@ -106,7 +117,7 @@ class Endpoints:
     def page(self, method: str, target: str, accept: Optional[str]) -> Page:
         """The page that a request asks for. Raises Refused: 404, 405, 400."""
         path, _, query = target.partition("?")
-        known = path in ("/", "/metrics", "/health", "/-/ready", "/-/healthy")
+        known = path in _PATHS
         if not known:
             raise Refused(404, "there is nothing here; / names what there is")
         if method not in ("GET", "HEAD"):
@@ -158,6 +169,8 @@ class Endpoints:
                 status=verdict.status,
                 reasons=verdict.reasons,
             )
+        if page[0] == "/health/ollama":
+            return self._ollama_health()
         if page[0] == "/-/ready":
             fresh = (
                 self._snapshot.host.sample is not None
@@ -177,7 +190,9 @@ class Endpoints:
 
     def judge_now(self) -> Verdict:
         """The verdict on the samplers' states as they are now; may be called by any thread."""
-        return judge(self._compose(), self._window, self._on_failure, self._clock())
+        return judge(
+            self._compose(), self._window, self._on_failure, self._clock(), self._ollama_ignore
+        )
 
     # -- pages ---------------------------------------------------------------------------------------------------
 
@@ -188,7 +203,7 @@ class Endpoints:
             if len(self._verdicts) >= 256:
                 self._verdicts.clear()
             verdict = self._verdicts[window] = judge(
-                self._snapshot, window, self._on_failure, self._clock()
+                self._snapshot, window, self._on_failure, self._clock(), self._ollama_ignore
             )
         return verdict
 
@@ -219,6 +234,8 @@ class Endpoints:
             self._gpu.state.as_of(now) if self._gpu is not None else None,
             self._expectation.count,
             self._expectation.how_to_change,
+            self._ollama.state.as_of(now) if self._ollama is not None else None,
+            self._ollama_expectation is not None and self._ollama_expectation.expected,
         )
 
     def _stats(self) -> AgentStats:
@@ -277,6 +294,20 @@ class Endpoints:
             return Answer(200, CONTENT_TYPES[format], body)
         failed = self._on_failure == ERROR and self.verdict(window).status == FAILING
         return Answer(503 if failed else 200, JSON, body)
+
+    def _ollama_health(self) -> Answer:
+        from .ollama_health import answers
+
+        state = self._snapshot.ollama
+        if state is None:
+            return _json(
+                503, up=False, error="the agent was told to leave Ollama alone (--ollama none)"
+            )
+        reading = state.sample
+        if answers(state, self._clock()):
+            return _json(200, up=True, version=reading.version if reading is not None else None)
+        why = reading.error if reading is not None else state.health.error
+        return _json(503, up=False, error=why or "Ollama is not checked any more")
 
     def _index(self, html: bool) -> Answer:
         verdict = self.verdict(self._window)

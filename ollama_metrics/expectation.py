@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 FILE_NAME = "gpus-expected"
 # More than any machine holds: nobody expects more, and a driver that names more is not believed.
 MOST_GPUS = 256
-_SAVE_AGAIN_SECONDS = 60.0
+SAVE_AGAIN_SECONDS = 60.0
+_MOST_BYTES = 1024
 
 
 class Expectation:
@@ -67,14 +68,14 @@ class Expectation:
         if count > self.count:
             self.count, self._unsaved, self._save_again_at = count, not self._read_only, 0.0
         if count and self._unsaved and self._clock() >= self._save_again_at:
-            self._save_again_at = self._clock() + _SAVE_AGAIN_SECONDS
+            self._save_again_at = self._clock() + SAVE_AGAIN_SECONDS
             self._remember()
 
     def _remembered(self) -> int:
         if self._path is None:
             return 0
         try:
-            text = _read(self._path)
+            text = read_note(self._path)
             if not text.isdecimal():
                 raise ValueError(f"{text!r} is no number")
             count = int(text)
@@ -95,7 +96,7 @@ class Expectation:
         try:
             if self._path is None:
                 raise OSError("there is no state directory; set --state-dir")
-            _write(self._path, f"{self.count}\n")
+            write_note(self._path, f"{self.count}\n")
             self._unsaved = False
         except OSError as error:
             complaint = f"the number of GPUs cannot be remembered across restarts: {error}"
@@ -104,18 +105,21 @@ class Expectation:
                 self._log("warning", complaint)
 
 
-def _read(path: str) -> str:
-    """The first bytes of a regular file, whatever else may lie there under its name."""
+def read_note(path: str) -> str:
+    """The first bytes of a regular file, whatever else may lie there under its name.
+
+    Raises OSError, and ValueError where it is no regular file.
+    """
     fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
         if not stat.S_ISREG(os.fstat(fd).st_mode):
             raise ValueError("it is no file")
-        return os.read(fd, 32).decode("ascii", "replace").strip()
+        return os.read(fd, _MOST_BYTES).decode("ascii", "replace").strip()
     finally:
         os.close(fd)
 
 
-def _write(path: str, text: str) -> None:
+def write_note(path: str, text: str) -> None:
     """Put `text` under `path`, whole or not at all. Raises OSError; nothing else is left behind then."""
     os.makedirs(os.path.dirname(path), mode=0o755, exist_ok=True)
     scratch = f"{path}.{os.getpid()}"

@@ -12,6 +12,7 @@ from .agent import AgentBuild, AgentStats
 from .gpu import GpuReading, GpuSample, MigInstance
 from .host import HostSample
 from .metrics import Table
+from .ollama_exposition import to_documents as to_ollama_documents
 from .snapshot import CollectorHealth
 from .window import stats
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from typing import Any, Optional
 
+    from .ollama import OllamaReading
     from .snapshot import Snapshot, State
     from .verdict import Verdict
     from .window import Stat
@@ -65,6 +67,7 @@ def to_document(
     host_stats = stats(snapshot.host.ring, window).get("") if host is not None else None
     gpu_stats = stats(snapshot.gpu.ring, window) if snapshot.gpu is not None else {}
     states = [snapshot.host] + ([snapshot.gpu] if snapshot.gpu is not None else [])
+    ollama, vram = to_ollama_documents(snapshot, window, now)
     return {
         **vars(balance),
         "gpus": [_gpu(gpu, gpu_stats.get(gpu.uuid)) for gpu in gpus],
@@ -76,7 +79,10 @@ def to_document(
         "age_seconds": _rounded(verdict.age_seconds),
         "instant": _instant(host, gpus),
         "gpu_expected": verdict.gpu_devices_expected,
-        "collectors": {state.health.collector: _health(state, now) for state in states},
+        "collectors": {
+            **{state.health.collector: _health(state, now) for state in states},
+            **_ollama_health(snapshot.ollama, now),
+        },
         "agent": {**_BUILD.to_json(build), **_STATS.to_json(agent)},
         "window": _window(
             host_stats, [gpu_stats[gpu.uuid] for gpu in gpus if gpu.uuid in gpu_stats]
@@ -85,6 +91,8 @@ def to_document(
         "driver": _DRIVER.to_json(reading)
         if reading is not None and reading.driver_version
         else None,
+        "ollama": ollama,
+        "vram": vram,
     }
 
 
@@ -135,6 +143,23 @@ def _health(state: State[Any], now: float) -> dict[str, Any]:
         round(max(0.0, now - state.read_at), 3) if state.read_at is not None else None
     )
     return entry
+
+
+def _ollama_health(state: Optional[State[OllamaReading]], now: float) -> dict[str, Any]:
+    """The health of each part, which are read one by one and grow old one by one."""
+    if state is None:
+        return {}
+    if state.sample is None:
+        return {state.health.collector: _health(state, now)}
+    entries = {}
+    for part in state.sample.parts:
+        entry = _HEALTH.to_json(part.health)
+        entry["stuck"] = now > state.overdue_at
+        entry["age_seconds"] = (
+            round(max(0.0, now - part.read_at), 3) if part.read_at is not None else None
+        )
+        entries[part.health.collector] = entry
+    return entries
 
 
 def _mean(values: Iterable[Optional[float]]) -> Optional[float]:

@@ -12,7 +12,10 @@ import math
 from .agent import AgentBuild, AgentStats
 from .gpu import GpuReading, GpuSample, MigInstance
 from .host import HostSample
-from .metrics import Table
+from .metrics import Histogram, Table
+from .ollama_exposition import SAMPLES as OLLAMA_SAMPLES
+from .ollama_exposition import health as ollama_health
+from .ollama_exposition import rows as ollama_rows
 from .snapshot import CollectorHealth
 from .verdict import Verdict
 
@@ -39,6 +42,7 @@ TABLES = tuple(
         CollectorHealth,
         AgentBuild,
         AgentStats,
+        *OLLAMA_SAMPLES,
     )
 )
 
@@ -53,7 +57,11 @@ def render_text(
     """All families, UTF-8; with `openmetrics` in that format and ended by `# EOF`."""
     reading: Any = snapshot.gpu.sample if snapshot.gpu is not None else None
     gpus = reading.gpus if reading is not None else ()
-    health = [snapshot.host.health] + ([snapshot.gpu.health] if snapshot.gpu is not None else [])
+    health = [
+        snapshot.host.health,
+        *([snapshot.gpu.health] if snapshot.gpu is not None else []),
+        *ollama_health(snapshot),
+    ]
     samples: tuple[Sequence[Any], ...] = (
         (verdict,),
         (snapshot.host.sample,) if snapshot.host.sample is not None else (),
@@ -63,6 +71,7 @@ def render_text(
         health,
         (build,),
         (agent,),
+        *ollama_rows(snapshot),
     )
     lines: list[str] = []
     for table, rows in zip(TABLES, samples):
@@ -90,7 +99,7 @@ def _families(lines: list[str], table: Table, rows: Sequence[Any], openmetrics: 
                 f"{family}{_labels({**own, **{k: v for k, v in known.items() if v is not None}})} 1"
             )
     for metric in table.metrics:
-        if metric.kind not in ("gauge", "counter", "state"):
+        if metric.kind not in ("gauge", "counter", "state", "histogram"):
             continue
         series = [
             line for row, own in zip(rows, labels) for line in _series(table, metric, row, own)
@@ -101,7 +110,7 @@ def _families(lines: list[str], table: Table, rows: Sequence[Any], openmetrics: 
 
 
 def _head(table: Table, metric: Metric, openmetrics: bool) -> list[str]:
-    name, kind = table.family(metric), "counter" if metric.kind == "counter" else "gauge"
+    name, kind = table.family(metric), "gauge" if metric.kind == "state" else metric.kind
     if openmetrics and kind == "counter":
         name = name[: -len("_total")]
     lines = [f"# HELP {name} {_escaped_help(metric.help)}", f"# TYPE {name} {kind}"]
@@ -118,11 +127,24 @@ def _series(table: Table, metric: Metric, row: Any, labels: dict[str, str]) -> l
             f"{family}{_labels({**labels, metric.attribute: one})} {int(one == value)}"
             for one in metric.states
         ]
+    if isinstance(value, Histogram):
+        return _histogram(family, labels, value)
     if value is None or not math.isfinite(value):
         return []
     return [
         f"{family}{_labels(labels)} {int(value) if isinstance(value, (bool, int)) else repr(value)}"
     ]
+
+
+def _histogram(family: str, labels: dict[str, str], value: Histogram) -> list[str]:
+    bounds = [*map(repr, map(float, value.bounds)), "+Inf"]
+    lines = [
+        f"{family}_bucket{_labels({**labels, 'le': bound})} {count}"
+        for bound, count in zip(bounds, value.counts)
+    ]
+    lines.append(f"{family}_sum{_labels(labels)} {value.sum!r}")
+    lines.append(f"{family}_count{_labels(labels)} {value.counts[-1]}")
+    return lines
 
 
 def _labels(labels: dict[str, str]) -> str:

@@ -128,6 +128,9 @@ class GpuSample:
         "Whether the GPU is split into MIG instances.", read=Device.mig_enabled
     )
     mig_instances: tuple[MigInstance, ...] = ()
+    # (pid, bytes used) of each process on it, the bytes None where the driver does not tell them;
+    # None: not asked for, or not reported.
+    processes: Optional[tuple[tuple[int, Optional[int]], ...]] = None
 
     def levels(self) -> Levels:
         """Utilization, memory and power as ratios, for the ring; None where not reported."""

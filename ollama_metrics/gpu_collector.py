@@ -51,6 +51,7 @@ class GpuCollector:
     `pause` is how many seconds the next cycle may wait at least: it grows while there is no driver
     to be asked. `driver_replaced` is whether the last cycle failed because the driver and the
     library that this process has loaded are of different versions: only a new process mends that.
+    The processes on each GPU are asked for every `processes_every` seconds, None: never.
     """
 
     def __init__(
@@ -59,6 +60,7 @@ class GpuCollector:
         log: Callable[[str, str], None],
         open_session: Callable[[], Session] = Session,
         clock: Callable[[], float] = time.monotonic,
+        processes_every: Optional[float] = None,
     ) -> None:
         self._expectation, self._log, self._open, self._clock = (
             expectation,
@@ -74,6 +76,9 @@ class GpuCollector:
         self._known: dict[str, str] = {}  # UUID -> label, of every GPU that this process has seen
         self._answered: set[tuple[str, str]] = set()  # the vital readings of this session
         self._vital_again_at = 0.0
+        self._processes_every = processes_every
+        self._processes_at = float("-inf")
+        self._processes: dict[str, Any] = {}
         self._said: set[str] = set()
 
     def collect(self) -> GpuReading:
@@ -157,6 +162,9 @@ class GpuCollector:
             self._vital_again_at = now + VITAL_AGAIN_SECONDS
             for unreported in self._unreported.values():
                 unreported.difference_update(VITAL)
+        if self._processes_every is not None and now >= self._processes_at + self._processes_every:
+            self._processes_at = now
+            self._processes.clear()
         gpus: list[GpuSample] = []
         lost: list[LostGpu] = []
         for index, device in enumerate(session.devices):
@@ -218,8 +226,18 @@ class GpuCollector:
             pci_bus_id=device.pci_bus_id,
             unified_memory=device.unified_memory,
             mig_instances=instances,
+            processes=self._processes_of(device, unreported),
             **values,
         )
+
+    def _processes_of(self, device: Device, unreported: set[str]) -> Any:
+        """The last answer, for it changes only when a model is loaded or unloaded."""
+        if self._processes_every is None:
+            return None
+        if device.uuid not in self._processes:
+            answer = self._reading(device, "processes", Device.processes, unreported)
+            self._processes[device.uuid] = answer
+        return self._processes[device.uuid]
 
     def _reading(
         self, device: Device, name: str, read: Callable[..., Any], unreported: set[str]

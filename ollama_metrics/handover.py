@@ -25,7 +25,8 @@ class Handover:
     `pid` is the process whose they are. `listeners` are (name, file descriptor), the name as in
     `Listener.name`. `driver_renewals` counts how often in a row the program was executed anew for
     the driver, `driver_renewed_at` is when last, by the monotonic clock. `gpus_seen` is the most GPUs
-    ever seen, which may have found no state directory to be remembered in.
+    ever seen, which may have found no state directory to be remembered in. `ollama_failures` is how
+    many checks in a row Ollama has not answered, None where it never did at `ollama_url`.
     """
 
     pid: int
@@ -34,6 +35,8 @@ class Handover:
     driver_renewals: int = 0
     driver_renewed_at: Optional[float] = None
     gpus_seen: int = 0
+    ollama_url: Optional[str] = None
+    ollama_failures: Optional[int] = None
 
     def environment(self, environ: Mapping[str, str]) -> dict[str, str]:
         """`environ` with this in it."""
@@ -54,6 +57,9 @@ def handed_over(environ: Mapping[str, str], *pids: int) -> Optional[Handover]:
             int(fields["driver_renewals"]),
             None if fields["driver_renewed_at"] is None else float(fields["driver_renewed_at"]),
             int(fields["gpus_seen"]),
+            # Not in what earlier versions leave.
+            None if fields.get("ollama_url") is None else str(fields["ollama_url"]),
+            None if fields.get("ollama_failures") is None else int(fields["ollama_failures"]),
         )
     except (KeyError, TypeError, ValueError, OverflowError, RecursionError):
         return None

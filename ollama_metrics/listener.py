@@ -8,8 +8,8 @@ import socket
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from socketserver import BaseServer
 
-from .config import Address
 from .errors import ListenError
+from .option_values import Address
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -30,6 +30,7 @@ JSON_UNITS: dict[str, tuple[str, float, Optional[int]]] = {
     "_celsius": ("_c", 1.0, None),
     "_watts": ("_w", 1.0, 1),
     "_joules_total": ("_j", 1.0, 1),
+    "_bytes_total": ("_mb", 1 / (1 << 20), None),
     "_seconds_total": ("_seconds_total", 1.0, 2),
     "_seconds": ("_seconds", 1.0, 6),
 }

@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 # Parts whose GPU memory is the host's RAM, by what NVML calls them.
 _UNIFIED_NAMES = ("GB10", "THOR", "ORIN", "TEGRA", "XAVIER", "JETSON")
 
+# More than a GPU has contexts for.
+_MOST_PROCESSES = 1024
+
 # Bits of nvmlDeviceGetCurrentClocksEventReasons, nvml.h: nvmlClocksEventReason...
 THROTTLE_REASONS = (
     (0x001, "gpu_idle"),
@@ -192,6 +195,11 @@ class Device:
             uuid = self._session.maybe("nvmlDeviceGetUUID", handle) or f"{self.uuid}/{slot}"
             found.append((uuid, self._session.maybe("nvmlDeviceGetName", handle), total, used))
         return found
+
+    def processes(self) -> tuple[tuple[int, Optional[int]], ...]:
+        """nvmlDeviceGetComputeRunningProcesses, version 3: (pid, bytes used or None) of each."""
+        found = self._call("nvmlDeviceGetComputeRunningProcesses_v3")
+        return tuple((int(one.pid), one.usedGpuMemory) for one in found[:_MOST_PROCESSES])
 
     def _memory(self) -> tuple[int, int, int, Optional[int]]:
         """Total, used, free and reserved bytes; one call a cycle, whatever its answer."""

@@ -15,6 +15,8 @@ from .exposition_text import TABLES
 from .gpu import GpuReading, GpuSample
 from .host import HostSample
 from .metrics import Table
+from .ollama import LogReading, Model, OllamaReading, Part
+from .placement import VideoMemory
 from .policy import PESSIMISTIC
 from .snapshot import CollectorHealth, Snapshot, State
 from .verdict import judge
@@ -53,6 +55,12 @@ TOP_LEVEL = (
     ("window", "object", "Means and maxima of what was measured within the window."),
     ("host", "object", "Capacity of the host; null when it cannot be read."),
     ("driver", "object", "Versions of the NVIDIA driver; null without one."),
+    (
+        "ollama",
+        "object",
+        "Ollama as it was last seen; null where it is left alone (`--ollama none`).",
+    ),
+    ("vram", "object", "Room for models on the GPUs; null without GPUs."),
 )
 
 
@@ -155,7 +163,38 @@ def example() -> bytes:
         cuda_version="13.0",
         nvml_version="13.580.65.06",
     )
-    snapshot = Snapshot(_state("host", host, now), _state("gpu", reading, now), 1, "")
+    model = Model(
+        name="llama3.1:70b",
+        family="llama",
+        parameter_size="70.6B",
+        quantization="Q4_K_M",
+        size_bytes=57 << 30,
+        vram_bytes=57 << 30,
+        gpu_ratio=1.0,
+        context_length=8192,
+    )
+    ollama = OllamaReading(
+        url="http://127.0.0.1:11434",
+        up=True,
+        expected=True,
+        version="0.33.0",
+        rtt_seconds=0.0011,
+        active_requests=3,
+        slots=4,
+        slots_busy=3,
+        models_loaded=1,
+        models=(model,),
+        seen=True,
+        parts=(Part(CollectorHealth("ollama", True, 0.0011, 1.8e9, 0, 0), now - 2),),
+    )
+    snapshot = Snapshot(
+        _state("host", host, now),
+        _state("gpu", reading, now),
+        1,
+        "",
+        _state("ollama", ollama, now),
+        True,
+    )
     verdict = judge(snapshot, 15.0, PESSIMISTIC, now)
     build = AgentBuild("0.1.0", "3.9.25")
     stats = AgentStats(
@@ -222,30 +261,65 @@ def _json() -> list[str]:
         "ollama_gpu": "gpus[]",
         "ollama_gpu_mig": "gpus[].mig_instances[]",
         "ollama_host": "host",
+        "ollama_cgroup": "ollama.cgroup",
     }
     titles.update({"ollama_agent_collector": "collectors.NAME", "ollama_gpu_driver": "driver"})
     for table in TABLES:
-        if table.prefix in titles and table.metrics[0].attribute != "status":
-            lines += ["", f"### `{titles[table.prefix]}`", "", "| key | meaning |", "| --- | --- |"]
+        # These share their prefixes with others.
+        title = _OLLAMA_TITLES.get(table.title, titles.get(table.prefix))
+        if title is not None and table.metrics[0].attribute != "status":
+            lines += ["", f"### `{title}`", "", "| key | meaning |", "| --- | --- |"]
             lines += [
                 f"| `{m.json}` | {_IN_JSON.get(m.attribute, m.help)} |"
                 for m in table.metrics
                 if m.json is not None
             ]
-            lines += [f"| `{key}` | {meaning} |" for key, meaning in _BESIDES.get(table.prefix, ())]
+            lines += [f"| `{key}` | {meaning} |" for key, meaning in _BESIDES.get(title, ())]
     lines += ["", "### Example", "", "```json", example().decode().rstrip(), "```"]
     return lines
 
 
 # What means something else in JSON than in Prometheus.
 _IN_JSON = {"utilization_ratio": "Share of time in which a kernel ran, mean over the window."}
+_OLLAMA_TITLES = {
+    Table(OllamaReading).title: "ollama",
+    Table(Model).title: "ollama.models[]",
+    Table(LogReading).title: "ollama.requests",
+    Table(VideoMemory).title: "vram",
+}
 _BESIDES = {
-    "ollama_gpu": (
+    "ollama": (
+        (
+            "models",
+            "The models that are loaded, or were two minutes ago at most: `collectors` has their age.",
+        ),
+        ("requests", "What Ollama's log says of its requests; null where no log is followed."),
+        ("cgroup", "What Ollama's cgroup has used; null where that cannot be read."),
+    ),
+    "ollama.models[]": (
+        (
+            "placement",
+            "`gpus`: index, uuid and memory used (MB) of each GPU that the model sits on; `cpu_percent`: the CPU's "
+            "share; `unknown`: why the GPUs, or the memory on them, are not known, else null.",
+        ),
+    ),
+    "ollama.requests": (
+        ("count", "Inference requests that were answered within the window."),
+        ("rate_per_second", "The same by the second."),
+        ("error_percent", "Share of them that failed (status 500 and above); null without any."),
+        ("p50_seconds", "Half of them took no longer; within 5 %, as p95 and p99."),
+        ("p95_seconds", "95 % of them took no longer."),
+        ("p99_seconds", "99 % of them took no longer."),
+        ("by_status", "All requests since the agent started, by method, endpoint and status."),
+        ("errors", "All errors since the agent started, by kind."),
+    ),
+    "vram": (("ollama", "What Ollama's runners use of each GPU, where the driver tells it."),),
+    "gpus[]": (
         ("utilization_instant_percent", "The last reading by itself."),
         ("utilization_max_percent", "The highest reading within the window."),
         ("mig_instances", "The GPU's MIG instances."),
     ),
-    "ollama_agent_collector": (
+    "collectors.NAME": (
         ("stuck", "Whether no cycle has ended for three intervals."),
         ("age_seconds", "Age of the last good reading; null before any."),
     ),

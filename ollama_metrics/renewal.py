@@ -22,7 +22,7 @@ from .sampler import MAIN_THREADS_SIGNALS
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
-    from typing import Optional
+    from typing import Any, Optional
 
     from .listener import Listener
     from .server import Server
@@ -54,11 +54,11 @@ class Renewal:
         log: Callable[[str, str], None],
         before: Optional[Handover] = None,
         clock: Callable[[], float] = time.monotonic,
-        gpus_seen: Callable[[], int] = lambda: 0,
+        memory: Callable[[], Mapping[str, Any]] = dict,
     ) -> None:
         self._server, self._listeners, self._manager = server, listeners, manager
         self._environ, self._log, self._clock = environ, log, clock
-        self._gpus_seen = gpus_seen
+        self._memory = memory
         self._command = _command()
         self._arguments = arguments
         self._asked: Optional[tuple[str, bool]] = None
@@ -119,7 +119,7 @@ class Renewal:
             tuple(connections),
             self._driver_renewals,
             self._driver_renewed_at,
-            self._gpus_seen(),
+            **self._memory(),
         )
         self._log("info", f"{self._why}: the program is executed anew")
         self._manager.reloading()

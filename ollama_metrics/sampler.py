@@ -47,6 +47,7 @@ class Sampler:
 
     `interval` is in seconds; `clock` is monotonic, `wall` gives Unix seconds. `log(level,
     sentence)` hears of each change between failing and not failing. `after` is called by the thread after each cycle.
+    `patience` is how many seconds a cycle may take, beyond three intervals, before it counts as stuck.
     """
 
     def __init__(
@@ -59,11 +60,13 @@ class Sampler:
         wall: Callable[[], float] = time.time,
         after: Callable[[], object] = lambda: None,
         longest_backoff: float = LONGEST_SECONDS,
+        patience: float = 0.0,
     ) -> None:
         self.name = name
         self._collector, self._interval, self._log = collector, interval, log
         self._clock, self._wall, self._after = clock, wall, after
         self._backoff, self._longest_backoff = 0.0, longest_backoff
+        self._slack = (STUCK_INTERVALS - 1) * interval + patience
         # Held until `stop`: to wait for it is one call, an Event's wait is a dozen.
         self._stop = threading.Lock()
         self._stop.acquire()
@@ -77,7 +80,7 @@ class Sampler:
                 failures_total=0,
                 error="no reading has ended yet",
             ),
-            overdue_at=clock() + STUCK_INTERVALS * interval,
+            overdue_at=clock() + interval + self._slack,
         )
 
     def start(self, first_after: float = 0.0) -> None:
@@ -134,7 +137,7 @@ class Sampler:
                     consecutive_failures=0,
                     failures_total=before.health.failures_total,
                 ),
-                overdue_at=now + wait + (STUCK_INTERVALS - 1) * self._interval,
+                overdue_at=now + wait + self._slack,
                 sample=sample,
                 last_good=sample,
                 read_at=now,
@@ -159,7 +162,7 @@ class Sampler:
             failures_total=before.health.failures_total + 1,
             error=why,
         )
-        overdue_at = begun + wait + (STUCK_INTERVALS - 1) * self._interval
+        overdue_at = begun + wait + self._slack
         self._publish(replace(before, health=health, overdue_at=overdue_at, sample=None))
         return wait
 

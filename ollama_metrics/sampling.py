@@ -1,13 +1,17 @@
-"""Both samplers and the pages that come of them, wired; the daemon's and `once`'s common half."""
+"""The samplers and the pages that come of them, wired; the daemon's and `once`'s common half."""
 
 from __future__ import annotations
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Callable, Optional
+    from typing import Any, Callable, Optional
 
     from .config import Config
+    from .handover import Handover
     from .log import Log
+    from .ollama_collector import OllamaCollector, OllamaLog
+    from .ollama_expectation import OllamaExpectation
+    from .ollama_url import OllamaUrl
     from .sampler import Sampler
     from .status_log import StatusLog
 
@@ -25,11 +29,13 @@ class Sampling:
     is imported within it, and then the threads. `wait` is to be called before the first answer.
 
     After each sample of the host its thread calls `on_host`, after each of the GPUs theirs calls
-    `on_driver` with whether the driver was replaced under this process. `gpus_seen` is how many GPUs
-    a program before this one has seen in the same process.
+    `on_driver` with whether the driver was replaced under this process. `before` is what a program
+    before this one has left in the same process.
     """
 
-    def __init__(self, config: Config, log: Log, read_only: bool, gpus_seen: int = 0) -> None:
+    def __init__(
+        self, config: Config, log: Log, read_only: bool, before: Optional[Handover] = None
+    ) -> None:
         from .backoff import FIRST_SECONDS
         from .errors import CollectorError
         from .host import HostCollector
@@ -60,13 +66,18 @@ class Sampling:
         from .expectation import Expectation
 
         expectation = Expectation(config.expected_gpus, config.state_dir, log, read_only=read_only)
-        expectation.saw(gpus_seen)
-        self.expectation = expectation
+        if before is not None:
+            # A program that is executed anew must not take a host that has lost its GPUs for one that
+            # never had any.
+            expectation.saw(before.gpus_seen)
+        self._expectation = expectation
         self._gpu: Optional[Sampler] = None
         if config.expected_gpus != 0:
             from .gpu_collector import GpuCollector
 
-            collector = GpuCollector(expectation, log)
+            # Whose the GPUs' processes are, only Ollama's collector asks.
+            every = config.ollama_interval if config.ollama is not None else None
+            collector = GpuCollector(expectation, log, processes_every=every)
             self._gpu = Sampler(
                 "gpu",
                 collector,
@@ -75,6 +86,12 @@ class Sampling:
                 after=lambda: self.on_driver(collector.driver_replaced),
             )
             self._gpu.start()
+        self._ollama: Optional[Sampler] = None
+        self._ollama_collector: Optional[OllamaCollector] = None
+        self._ollama_log: Optional[OllamaLog] = None
+        self._ollama_expectation: Optional[OllamaExpectation] = None
+        if config.ollama is not None:
+            self._start_ollama(config, config.ollama, read_only, before)
 
         from .endpoints import Endpoints
         from .status_log import StatusLog
@@ -87,8 +104,71 @@ class Sampling:
             window=max(config.window, config.interval),
             on_failure=config.on_failure,
             log=log,
+            ollama=self._ollama,
+            ollama_expectation=self._ollama_expectation,
+            ollama_ignore=config.ollama_ignore,
         )
-        self._status = StatusLog(self._host, self._gpu, self.endpoints.judge_now, log)
+        self._status = StatusLog(
+            self._host, self._gpu, self.endpoints.judge_now, log, ollama=self._ollama
+        )
+
+    def _start_ollama(
+        self, config: Config, url: OllamaUrl, read_only: bool, before: Optional[Handover]
+    ) -> None:
+        from .ollama_collector import AGAIN_SECONDS, CYCLE_SECONDS, OllamaCollector
+        from .ollama_expectation import OllamaExpectation
+        from .ollama_processes import OllamaProcesses, is_of_this_host
+        from .sampler import Sampler
+
+        self._ollama_expectation = expectation = OllamaExpectation(
+            str(url), config.ollama_expected, config.state_dir, self._log, read_only=read_only
+        )
+        # A dead Ollama stays dead when the agent is executed anew: there is no grace for it then.
+        failures = None
+        if before is not None and before.ollama_url == str(url):
+            failures = before.ollama_failures
+        if failures is not None:
+            expectation.expected = True
+        processes = None
+        if is_of_this_host(url.host):
+            processes = OllamaProcesses(url.port, config.ollama_cgroup)
+        kind, name = config.ollama_log
+        if kind != "none":
+            from .log_follower import FileFollower
+            from .log_journal import JournalFollower
+            from .log_tally import LogTally
+            from .ollama_collector import OllamaLog
+
+            follower = JournalFollower(name) if kind == "journal" else FileFollower(name)
+            self._ollama_log = OllamaLog(follower, LogTally())
+        self._ollama_collector = OllamaCollector(
+            url,
+            expectation,
+            config.ollama_interval,
+            config.ollama_grace,
+            config.ollama_slots,
+            processes,
+            self._ollama_log,
+            failures,
+        )
+        self._ollama = Sampler(
+            "ollama", self._ollama_collector, AGAIN_SECONDS, self._log, patience=CYCLE_SECONDS
+        )
+        self._ollama.start()
+
+    @property
+    def to_be_remembered(self) -> dict[str, Any]:
+        """What a program that is executed anew in this process is to know: fields of Handover."""
+        known: dict[str, Any] = {"gpus_seen": self._expectation.seen}
+        collector = self._ollama_collector
+        if collector is not None and collector.seen:
+            known.update(ollama_url=collector.url, ollama_failures=collector.failures)
+        return known
+
+    def release(self) -> None:
+        """End what runs beside this process for it: a follower of a journal. It is begun again when it is needed."""
+        if self._ollama_log is not None:
+            self._ollama_log.close()
 
     def wait(self) -> None:
         """Wait for the first readings.
@@ -101,12 +181,18 @@ class Sampling:
             self._log("error", "CPU and RAM cannot be read in time; this host is served as failing")
         if self._gpu is not None and not self._gpu.first.wait(self._patience):
             self._log("error", "the GPUs cannot be read in time; this host is served as failing")
+        if self._ollama is not None:
+            # What has not answered by then is waited for by the verdict.
+            self._ollama.first.wait(self._patience)
 
     def stop(self) -> None:
-        """Let both threads end."""
+        """Let the threads end."""
         self._host.stop()
         if self._gpu is not None:
             self._gpu.stop()
+        if self._ollama is not None:
+            self._ollama.stop()
+        self.release()
 
     def _note(self) -> None:
         if self._status is not None:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from .gpu import GpuReading
     from .host import HostSample
+    from .ollama import OllamaReading
     from .window import Levels, Span
 
     class Sample(Protocol):
@@ -84,13 +85,16 @@ class State(Generic[S]):
 
 @dataclass(frozen=True)
 class Snapshot:
-    """One moment of the host: what its two collectors last said, and how many GPUs it should have.
+    """One moment of the host: what its collectors last said, and what should be there.
 
-    `gpu` is None where GPUs are not looked at (`--expected-gpus 0`). `gpus_expected_by` tells a
-    person where the expectation comes from and how to change it.
+    `gpu` is None where GPUs are not looked at (`--expected-gpus 0`), `ollama` where Ollama is not
+    (`--ollama none`). `gpus_expected_by` tells a person where the expectation comes from and how to
+    change it.
     """
 
     host: State[HostSample]
     gpu: Optional[State[GpuReading]]
     gpus_expected: int
     gpus_expected_by: str
+    ollama: Optional[State[OllamaReading]] = None
+    ollama_expected: bool = False

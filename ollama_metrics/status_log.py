@@ -24,17 +24,24 @@ class StatusLog:
         judge: Callable[[], Verdict],
         log: Callable[[str, str], None],
         clock: Callable[[], float] = time.monotonic,
+        ollama: Optional[Sampler] = None,
     ) -> None:
         self._host, self._gpu, self._judge, self._log, self._clock = host, gpu, judge, log, clock
+        self._ollama = ollama
         self._seen: object = None
         self._status: Optional[str] = None
 
     def note(self) -> None:
         """Look at the verdict, and log it when it is another one than before."""
         gpu = self._gpu.state if self._gpu is not None else None
-        seen = (self._host.state.health.success, gpu)
-        if seen == self._seen and (gpu is None or self._clock() <= gpu.overdue_at):
-            return  # nothing that could change it: on a host without GPUs a third of a sample's cost
+        ollama = self._ollama.state if self._ollama is not None else None
+        seen = (self._host.state.health.success, gpu, ollama)
+        if seen == self._seen:
+            now = self._clock()
+            if (gpu is None or now <= gpu.overdue_at) and (
+                ollama is None or now <= ollama.overdue_at
+            ):
+                return  # nothing that could change it: on a host without GPUs a third of a sample's cost
         self._seen = seen
         try:
             verdict = self._judge()

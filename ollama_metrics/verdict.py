@@ -10,13 +10,22 @@ was measured; Prometheus gets what was measured.
     no GPU answers where GPUs are expected          failing    the same
     the driver is there and fails, hangs, or names
     no GPU                                          failing    the same, also where no GPU was ever seen
+    Ollama is expected and has not answered three
+    checks in a row, or is not checked any more     failing    the same, under `last-good`, too
+    Ollama is expected, has not answered since the
+    agent started, and may still be booting         degraded   as saturated: the weight just below 500
     some GPUs lost                                  degraded   as measured, each lost GPU counting as 100 and 100
+    GPUs work and models sit on the CPU             degraded   as measured, the GPUs' headroom less the models' share
+                                                               on the CPU: 100 and 100 where all of it is there
+    Ollama is slow, or answers with errors          degraded   as measured
     a reading that a GPU does not report            ok         a stand-in, named in the reasons (`_stand_ins`)
     no GPU expected and no driver                   ok         CPU and RAM alone, gpu_count 0
+    no Ollama expected and none there               ok         as measured, with a reason that says so
     all is well                                     ok         as measured, the weight below 500 in any case
 
 Policy `error` gives the same numbers, and the server answers 503 with them; `last-good` gives the
-last numbers that were good for at most two minutes, then the pessimistic ones.
+last numbers that were good for at most two minutes, then the pessimistic ones. Not so for a dead
+Ollama: its host's numbers are fresh, and idle. What is said of Ollama is judged in `ollama_health.py`.
 """
 
 from __future__ import annotations
@@ -24,11 +33,13 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from .metrics import gauge, state
+from .ollama_health import OllamaHealth, judge_ollama
 from .policy import LAST_GOOD, LAST_GOOD_SECONDS
 from .window import stats
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Collection
     from typing import Any, Optional
 
     from .gpu import GpuReading, GpuSample
@@ -68,6 +79,8 @@ class Balance:
 
 # What a host gets of which nothing is known.
 PESSIMISTIC_BALANCE = Balance(100.0, 100.0, 1, 100.0, 100.0)
+# What a host gets at most that is not dead.
+_SATURATED_BALANCE = Balance(99.9, 100.0, 1, 100.0, 100.0)
 
 
 @dataclass(frozen=True)
@@ -99,10 +112,21 @@ class Verdict:
         return f"{self.status}, weight {self.balance.weight:g}{why and ': '}{why}"
 
 
-def judge(snapshot: Snapshot, window: float, on_failure: str, now: float) -> Verdict:
-    """The verdict at monotonic time `now`, utilization averaged over the last `window` seconds."""
+def judge(
+    snapshot: Snapshot,
+    window: float,
+    on_failure: str,
+    now: float,
+    ignored: Collection[str] = (),
+) -> Verdict:
+    """The verdict at monotonic time `now`, utilization averaged over the last `window` seconds.
+
+    `ignored` are the rules about Ollama that do not count (policy.OLLAMA_RULES).
+    """
     host, gpu = snapshot.host, snapshot.gpu
-    broken = _host_trouble(host, now) + _gpu_trouble(snapshot, now)
+    ollama = judge_ollama(snapshot, window, now, ignored)
+    unmeasured = _host_trouble(host, now) + _gpu_trouble(snapshot, now)
+    broken = unmeasured + ollama.broken
     reading: Optional[GpuReading] = gpu.sample if gpu is not None else None
     present = len(reading.gpus) if reading is not None else 0
     known: Optional[GpuReading] = gpu.last_good if gpu is not None else None
@@ -125,17 +149,22 @@ def judge(snapshot: Snapshot, window: float, on_failure: str, now: float) -> Ver
         return Verdict(status, present, expected, reasons, balance, kept, age, timestamp)
 
     if not broken and host.sample is not None:
-        balance, notes = _measured(host, gpu, expected, window)
+        balance, notes = _measured(host, gpu, expected, window, ollama)
         if reading is not None and reading.absence and not expected:
             notes = (f"no GPU: {reading.absence}", *notes)
-        return verdict(DEGRADED if lost else OK, lost + notes, balance, kept=False)
+        if ollama.waiting:
+            balance = replace(_SATURATED_BALANCE, gpu_count=max(1, balance.gpu_count))
+        worse = lost + ollama.degraded
+        reasons = (*worse, *notes, *ollama.notes)
+        return verdict(DEGRADED if worse else OK, reasons, balance, kept=False)
     if (
         on_failure == LAST_GOOD
+        and not ollama.broken
         and _was_good(snapshot)
         and age is not None
         and age <= LAST_GOOD_SECONDS
     ):
-        balance, _ = _measured(host, gpu, expected, window)
+        balance, _ = _measured(host, gpu, expected, window, ollama)
         reasons = (*broken, f"the numbers are {age:.0f} s old")
         return verdict(FAILING, reasons, balance, kept=True)
     worst = replace(PESSIMISTIC_BALANCE, gpu_count=max(1, expected))
@@ -193,7 +222,11 @@ def _since(state: State[Any], now: float) -> str:
 
 
 def _measured(
-    host: State[HostSample], gpu: Optional[State[GpuReading]], expected: int, window: float
+    host: State[HostSample],
+    gpu: Optional[State[GpuReading]],
+    expected: int,
+    window: float,
+    ollama: OllamaHealth,
 ) -> tuple[Balance, tuple[str, ...]]:
     """The fields out of the last good readings, and the stand-ins that were needed.
 
@@ -215,6 +248,10 @@ def _measured(
             memory.append(full)
             if note:
                 notes.append(note)
+    # What models have on the CPU, GPUs do not serve: so much less of them is to be had.
+    taken = ollama.share_on_cpu
+    utilization = [used + (1 - used) * taken for used in utilization]
+    memory = [full + (1 - full) * taken for full in memory]
     count = max(expected, len(utilization))
     lost = count - len(utilization)
     balance = Balance(
@@ -226,7 +263,7 @@ def _measured(
     )
     if balance.weight >= 500:
         # Saturated is not dead: a host that works stays below one that does not.
-        balance = Balance(99.9, 100.0, count, 100.0, 100.0)
+        balance = replace(_SATURATED_BALANCE, gpu_count=count)
     return balance, tuple(notes)
 
 

@@ -51,6 +51,9 @@ class AgentProcess:
     ) -> None:
         command = [*wrapper, sys.executable, "-m", "ollama_metrics", "serve"]
         command += ["--state-dir", str(state_dir)]
+        # Whatever listens on Ollama's port of the machine that runs the tests is none of theirs.
+        if "--ollama" not in options:
+            command += ["--ollama", "none"]
         for address in listen:
             command += ["--listen", address]
         # No variable of the machine that runs the tests may configure the agent.

@@ -13,28 +13,51 @@ The `options` of /api/generate and /api/chat that it knows:
 GET /standin tells what it has counted and the last requests; with a query, `GET /standin?running=174`, as soon as
 each of those counts is so. /hangup closes the connection without an answer, as a crash does. Its own /metrics is
 what nobody may reach through the front.
+
+What is loaded is set with POST /standin/models, a list of entries for /api/ps. An entry's key `weights` is not shown
+there: it is the digest, 64 hexadecimal digits, of the blob that POST /api/show names in the model's `modelfile`.
+
+POST /standin/fault {"path": "/api/ps", "kind": KIND, "times": N} breaks what is asked for at that path ("*": at every
+path but its own controls) N times, or until it is mended with the kind null:
+
+    status    answers `status`, with {"error": ...} or what is given as for `body`
+    body      answers 200 with `body`, or with the bytes of `base64`
+    hang      never answers
+    trickle   answers a byte each 50 ms, forever
+    huge      answers 10 MB of JSON
+    close     closes the connection without an answer
+    redirect  answers 302 to `location` (default /api/version)
+
+With `--llama-server ADDR:PORT` it has a second listener that answers as the runner of a loaded model does: /health and
+/slots, set with POST /standin/slots {"busy": 1, "total": 4} at either of the two. With `--access-log` it writes
+Ollama's line for each answered request.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import base64
 import hashlib
 import ipaddress
 import json
 import os
 import socket
 import sys
+import time
 from collections import deque
 from collections.abc import AsyncIterator
+from dataclasses import dataclass
 from datetime import datetime, timezone
 from http import HTTPStatus
-from typing import Any, NamedTuple, Optional
+from typing import Any, NamedTuple, Optional, Union
 from urllib.parse import parse_qsl
 
 VERSION = "0.33.0"
 MODEL = "llama3.2:latest"
 OWN_METRICS = "ollama_own_metrics 1\n"
+WEIGHTS = "dde5aa3fc5ffc17176b5e8bdc82f587b24b2678c6c66101bf7da77af9f7ccdff"  # of MODEL
+PROMPT = "A private prompt."  # what a system prompt or a slot holds: nobody may repeat it
 
 _JSON = "application/json; charset=utf-8"
 _TEXT = "text/plain; charset=utf-8"
@@ -72,10 +95,18 @@ class Connection:
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._reader, self._writer = reader, writer
         self.request = Request("", "", "", {})
+        self.status = 0  # of the answer that was begun last; 0: none yet
+        self.began = 0.0  # monotonic seconds
+
+    @property
+    def peer(self) -> str:
+        """The client's address."""
+        return str(self._writer.get_extra_info("peername")[0])
 
     async def read_request(self) -> Request:
         """The next request's head. Raises IncompleteReadError when there is none."""
         head = (await self._reader.readuntil(b"\r\n\r\n")).decode("latin-1")
+        self.status, self.began = 0, time.monotonic()
         first, *lines = head.rstrip("\r\n").split("\r\n")
         method, target, version = first.split(" ")
         pairs = (line.partition(":") for line in lines)
@@ -115,9 +146,9 @@ class Connection:
             size -= len(part)
             yield part
 
-    async def answer(self, status: int, body: str = "", kind: str = _JSON) -> None:
+    async def answer(self, status: int, body: Union[str, bytes] = "", kind: str = _JSON) -> None:
         """A whole answer."""
-        encoded = body.encode()
+        encoded = body.encode() if isinstance(body, str) else body
         self._head(status, kind, f"Content-Length: {len(encoded)}")
         if self.request.method != "HEAD":
             self._writer.write(encoded)
@@ -141,7 +172,21 @@ class Connection:
         self._writer.write(b"0\r\n\r\n")
         await self._writer.drain()
 
+    async def redirect(self, location: str) -> None:
+        """An answer that sends the client elsewhere."""
+        self._head(302, _TEXT, f"Location: {location}\r\nContent-Length: 0")
+        await self._writer.drain()
+
+    async def trickle(self) -> None:
+        """An answer that goes on until the client leaves; each byte of it could belong to a document."""
+        self._head(200, _JSON, "Transfer-Encoding: chunked")
+        while not self._writer.is_closing():
+            self._writer.write(b"1\r\n \r\n")
+            await self._writer.drain()
+            await asyncio.sleep(0.05)
+
     def _head(self, status: int, kind: str, length: str) -> None:
+        self.status = status
         phrase = HTTPStatus(status).phrase
         head = f"HTTP/1.1 {status} {phrase}\r\nContent-Type: {kind}\r\n{length}\r\n\r\n"
         self._writer.write(head.encode())
@@ -157,10 +202,131 @@ class Connection:
         self._writer.close()
 
 
+@dataclass
+class Fault:
+    """What goes wrong at one path; `times` is how often it still will, None: until it is mended."""
+
+    kind: str
+    times: Optional[int]
+    more: dict[str, Any]
+
+
+class Faults:
+    """What is broken: the servers of a process have them in common."""
+
+    def __init__(self) -> None:
+        self._of: dict[str, Fault] = {}
+
+    def set(self, path: str, kind: Optional[str], times: Optional[int] = None, **more: Any) -> None:
+        """Break what is asked for at `path`, or mend it."""
+        self._of.pop(path, None)
+        if kind is not None:
+            self._of[path] = Fault(kind, times, more)
+
+    def at(self, path: str) -> bool:
+        """Whether something is broken at `path`."""
+        return path in self._of or "*" in self._of
+
+    async def happen(self, connection: Connection, path: str) -> bool:
+        """Let what is broken at `path` happen; whether the connection goes on."""
+        key = path if path in self._of else "*"
+        fault = self._of[key]
+        if fault.times is not None:
+            fault.times -= 1
+            if fault.times <= 0:
+                del self._of[key]
+        await self._happen(connection, fault.kind, fault.more)
+        return fault.kind not in ("hang", "trickle", "close")
+
+    @staticmethod
+    async def _happen(connection: Connection, kind: str, more: dict[str, Any]) -> None:
+        if kind in ("status", "body"):
+            body = more.get("body", json.dumps({"error": f"broken on purpose: {PROMPT}"}))
+            if "base64" in more:
+                body = base64.b64decode(more["base64"])
+            await connection.answer(more.get("status", 200), body)
+        elif kind == "hang":
+            await connection.wait_for_end()
+        elif kind == "trickle":
+            await connection.trickle()
+        elif kind == "huge":
+            await connection.answer(200, json.dumps({"models": [], "padding": "x" * 10_000_000}))
+        elif kind == "redirect":
+            await connection.redirect(more.get("location", "/api/version"))
+        else:
+            assert kind == "close", kind
+
+
+class Slots:
+    """What the runners of a process work on."""
+
+    busy, total = 0, 1
+
+
+class LlamaServerStandIn:
+    """The server of a loaded model, as far as it tells of itself; construct it inside a running event loop."""
+
+    def __init__(self, slots: Slots, faults: Faults) -> None:
+        self._slots, self._faults = slots, faults
+
+    async def listen(self, host: str, port: int) -> asyncio.base_events.Server:
+        """Start to serve on an address."""
+        server = await asyncio.start_server(self._serve, host, port)
+        address = server.sockets[0].getsockname()
+        print(f"llama-server listens on {address[0]}:{address[1]}", file=sys.stderr, flush=True)
+        return server
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        connection = Connection(reader, writer)
+        try:
+            while True:
+                request = await connection.read_request()
+                body = b"".join([part async for part in connection.body()])
+                path, goes_on = request.target, True
+                if not path.startswith("/standin") and self._faults.at(path):
+                    goes_on = await self._faults.happen(connection, path)
+                else:
+                    await self._answer(connection, path, body)
+                if not goes_on or not connection.persistent:
+                    break
+        except (asyncio.IncompleteReadError, ConnectionError):
+            pass  # the client left
+        finally:
+            connection.close()
+
+    async def _answer(self, connection: Connection, path: str, body: bytes) -> None:
+        if path == "/health":
+            await connection.answer(200, json.dumps({"status": "ok"}))
+        elif path == "/slots":
+            slots = [_slot(index, index < self._slots.busy) for index in range(self._slots.total)]
+            await connection.answer(200, json.dumps(slots))
+        elif path == "/standin/slots":
+            asked = json.loads(body)
+            self._slots.busy, self._slots.total = asked["busy"], asked["total"]
+            await connection.answer_json(200)
+        else:
+            error = {"code": 404, "message": "File Not Found", "type": "not_found_error"}
+            await connection.answer_json(404, error=error)
+
+
+def _slot(index: int, busy: bool) -> dict[str, Any]:
+    """What llama-server tells of a slot; some versions tell the prompt, too."""
+    told: dict[str, Any] = {"id": index, "n_ctx": 4096, "speculative": False, "is_processing": busy}
+    if busy:
+        told["id_task"] = index + 100
+        told["params"] = {"temperature": 0.8, "stop": ["</s>"], "is_processing": not busy}
+        told["prompt"] = PROMPT
+        told["next_token"] = [{"has_next_token": True, "n_decoded": 12}]
+    return told
+
+
 class OllamaStandIn:
     """The server; construct it inside a running event loop."""
 
-    def __init__(self) -> None:
+    def __init__(self, access_log: bool = False) -> None:
+        self.slots, self.faults = Slots(), Faults()
+        self._access_log = access_log
+        self._models: list[Any] = [MODEL_IN_MEMORY]
         self._counts = dict.fromkeys(_COUNTS, 0)
         self._requests: deque[Request] = deque(maxlen=100)
         self._changed, self._token = Signal(), Signal()
@@ -186,23 +352,42 @@ class OllamaStandIn:
                     known = True
                 if request.target == "/hangup":
                     break
-                await self._answer(connection, request)
-                if not connection.persistent:
+                goes_on = await self._answer(connection, request)
+                self._log(connection)
+                if not goes_on or not connection.persistent:
                     break
         except (asyncio.IncompleteReadError, ConnectionError):
             pass  # the client left
         finally:
             connection.close()
 
-    async def _answer(self, connection: Connection, request: Request) -> None:
+    async def _answer(self, connection: Connection, request: Request) -> bool:
+        """Answer; whether the connection goes on."""
         path, _, query = request.target.partition("?")
         if self._on_loopback and not _allowed(request.headers.get("host", "")):
             await connection.answer(403)
-        elif path.startswith("/api/blobs/sha256:") and request.method == "POST":
+            return True
+        if not path.startswith("/standin") and self.faults.at(path):
+            async for _ in connection.body():
+                pass
+            return await self.faults.happen(connection, path)
+        if path.startswith("/api/blobs/sha256:") and request.method == "POST":
             await self._take_blob(connection, path.rpartition(":")[2])
         else:
             body = b"".join([part async for part in connection.body()])
             await self._answer_small(connection, request.method, path, query, body)
+        return True
+
+    def _log(self, connection: Connection) -> None:
+        """Ollama's line of an answered request."""
+        request = connection.request
+        if not self._access_log or not connection.status or request.target.startswith("/standin"):
+            return
+        when = datetime.now().strftime("%Y/%m/%d - %H:%M:%S")
+        took = go_duration(time.monotonic() - connection.began)
+        what = f'{request.method:<7}  "{request.target}"'
+        line = f"[GIN] {when} | {connection.status:3} | {took:>13} | {connection.peer:>15} | {what}"
+        print(line, file=sys.stderr, flush=True)
 
     async def _answer_small(
         self, connection: Connection, method: str, path: str, query: str, body: bytes
@@ -213,7 +398,9 @@ class OllamaStandIn:
         elif route == ("GET", "/api/version"):
             await connection.answer_json(200, version=VERSION)
         elif route == ("GET", "/api/ps"):
-            await connection.answer_json(200, models=[_MODEL_IN_MEMORY])
+            await connection.answer_json(200, models=[_shown(entry) for entry in self._models])
+        elif route == ("POST", "/api/show"):
+            await self._show(connection, json.loads(body))
         elif route == ("GET", "/api/tags"):
             await connection.answer_json(200, models=[_MODEL_ON_DISK])
         elif route == ("GET", "/metrics"):
@@ -222,11 +409,29 @@ class OllamaStandIn:
             await self._generate(connection, json.loads(body), chat=path == "/api/chat")
         elif route == ("GET", "/standin"):
             await self._tell(connection, {name: int(value) for name, value in parse_qsl(query)})
+        elif route == ("POST", "/standin/models"):
+            self._models = json.loads(body)
+            await connection.answer_json(200)
+        elif route == ("POST", "/standin/slots"):
+            asked = json.loads(body)
+            self.slots.busy, self.slots.total = asked["busy"], asked["total"]
+            await connection.answer_json(200)
+        elif route == ("POST", "/standin/fault"):
+            self.faults.set(**json.loads(body))
+            await connection.answer_json(200)
         elif route == ("POST", "/standin/token"):
             self._token.fire()
             await connection.answer_json(200)
         else:
             await connection.answer(404, "404 page not found", _TEXT)
+
+    async def _show(self, connection: Connection, asked: dict[str, Any]) -> None:
+        name = asked.get("model")
+        for entry in self._models:
+            if isinstance(entry, dict) and entry.get("name") == name:
+                await connection.answer_json(200, **_description(entry))
+                return
+        await connection.answer_json(404, error=f"model '{name}' not found")
 
     async def _generate(self, connection: Connection, asked: dict[str, Any], chat: bool) -> None:
         self._count(running=1)
@@ -235,6 +440,8 @@ class OllamaStandIn:
         try:
             if await self._tokens(connection, asked, chat, left):
                 how = "finished"
+            elif not connection.status:
+                connection.status = 499  # nobody gets it, and it is logged
         finally:
             left.cancel()
             await asyncio.wait({left})  # else it would still be reading when the next request is
@@ -324,12 +531,60 @@ _MODEL = {
     "details": _DETAILS,
 }
 _MODEL_ON_DISK = {**_MODEL, "modified_at": "2026-11-20T10:11:12.123456789+01:00"}
-_MODEL_IN_MEMORY = {
+MODEL_IN_MEMORY: dict[str, Any] = {
     **_MODEL,
     "size_vram": 3_825_819_519,
     "expires_at": "2318-12-01T10:11:12.123456789+01:00",
     "context_length": 4096,
 }
+
+
+def _shown(entry: Any) -> Any:
+    """An entry of /api/ps as it is answered."""
+    if not isinstance(entry, dict):
+        return entry
+    return {key: value for key, value in entry.items() if key != "weights"}
+
+
+def _description(entry: dict[str, Any]) -> dict[str, Any]:
+    """What /api/show answers of a model."""
+    blobs = "/usr/share/ollama/.ollama/models/blobs"
+    lines = [
+        '# Modelfile generated by "ollama show"',
+        "# To build a new Modelfile based on this, replace FROM with:",
+        f"# FROM {entry['name']}",
+        "",
+        f"FROM {blobs}/sha256-{entry.get('weights', WEIGHTS)}",
+        f'SYSTEM """{PROMPT}"""',
+        "PARAMETER stop <|eot_id|>",
+        "",
+    ]
+    return {
+        "license": "a license",
+        "modelfile": "\n".join(lines),
+        "parameters": "stop    <|eot_id|>",
+        "template": "{{ .Prompt }}",
+        "system": PROMPT,
+        "details": entry.get("details"),
+        "model_info": {"general.architecture": "llama", "llama.context_length": 131072},
+        "capabilities": ["completion"],
+        "modified_at": _MODEL_ON_DISK["modified_at"],
+    }
+
+
+def go_duration(seconds: float) -> str:
+    """A duration as Go prints it, above a minute to the second as in Ollama's log: 812.4µs, 35.1ms, 2m3s."""
+    nanoseconds = round(seconds * 1e9)
+    if nanoseconds >= 60 * 10**9:
+        minutes, rest = divmod(nanoseconds // 10**9, 60)
+        hours, minutes = divmod(minutes, 60)
+        return f"{hours}h{minutes}m{rest}s" if hours else f"{minutes}m{rest}s"
+    for unit, size in (("s", 10**9), ("ms", 10**6), ("µs", 10**3)):
+        if nanoseconds >= size:
+            whole, rest = divmod(nanoseconds, size)
+            digits = str(size + rest)[1:].rstrip("0")
+            return f"{whole}.{digits}{unit}" if digits else f"{whole}{unit}"
+    return f"{nanoseconds}ns" if nanoseconds else "0s"
 
 
 def _piece(text: str, chat: bool) -> dict[str, Any]:
@@ -366,9 +621,17 @@ def address(text: str) -> tuple[str, int]:
     return host.strip("[]") or "127.0.0.1", int(port)
 
 
-async def serve(host: str, port: int) -> None:
+async def serve(
+    listen: tuple[str, int], llama_server: Optional[tuple[str, int]], access_log: bool
+) -> None:
     """Serve until ended by a signal."""
-    server = await OllamaStandIn().listen(host, port)
+    stand_in = OllamaStandIn(access_log)
+    server = await stand_in.listen(*listen)
+    if llama_server is not None:
+        runner = LlamaServerStandIn(stand_in.slots, stand_in.faults)
+        # Held here, for else it would be collected.
+        server_of_runner = await runner.listen(*llama_server)
+        await server_of_runner.start_serving()
     async with server:
         await server.serve_forever()
 
@@ -377,9 +640,13 @@ def main() -> None:
     """The command."""
     parser = argparse.ArgumentParser(description="A stand-in for Ollama's server.")
     parser.add_argument("--listen", metavar="ADDR:PORT", help="default: what OLLAMA_HOST says")
-    listen = parser.parse_args().listen or os.environ.get("OLLAMA_HOST", "")
+    parser.add_argument("--llama-server", metavar="ADDR:PORT", help="listen as a runner, too")
+    parser.add_argument("--access-log", action="store_true", help="write Ollama's access log")
+    options = parser.parse_args()
+    listen = address(options.listen or os.environ.get("OLLAMA_HOST", ""))
+    llama_server = address(options.llama_server) if options.llama_server else None
     try:
-        asyncio.run(serve(*address(listen)))
+        asyncio.run(serve(listen, llama_server, options.access_log))
     except KeyboardInterrupt:
         pass
 

@@ -12,13 +12,13 @@ from hypothesis import strategies as st
 
 from ollama_metrics.config import (
     SETTINGS,
-    Address,
     Config,
     default_state_dir,
     load,
-    parse_address,
 )
 from ollama_metrics.errors import ConfigError
+from ollama_metrics.ollama_url import OllamaUrl
+from ollama_metrics.option_values import Address, parse_address
 
 EVERY_SETTING = {
     "config": ("/etc/settings", "/etc/settings"),
@@ -29,6 +29,13 @@ EVERY_SETTING = {
     "state_dir": ("/somewhere", "/somewhere"),
     "on_failure": ("last-good", "last-good"),
     "log_level": ("debug", "debug"),
+    "ollama": ("http://127.0.0.1:8001", OllamaUrl("127.0.0.1", 8001)),
+    "ollama_interval": ("10", 10.0),
+    "ollama_grace": ("0", 0.0),
+    "ollama_slots": ("off", False),
+    "ollama_log": ("journal:ollama.service", ("journal", "ollama.service")),
+    "ollama_cgroup": ("/sys/fs/cgroup/x", "/sys/fs/cgroup/x"),
+    "ollama_ignore": ("slow", ("slow",)),
 }
 OTHERS = {
     "config": "/etc/others",
@@ -39,7 +46,15 @@ OTHERS = {
     "state_dir": "/elsewhere",
     "on_failure": "error",
     "log_level": "error",
+    "ollama": "none",
+    "ollama_interval": "20",
+    "ollama_grace": "9",
+    "ollama_slots": "on",
+    "ollama_log": "file:/var/log/ollama.log",
+    "ollama_cgroup": "none",
+    "ollama_ignore": "down",
 }
+REPEATABLE = ("listen", "ollama_ignore")
 every_setting = pytest.mark.parametrize("name", list(EVERY_SETTING))
 
 
@@ -48,7 +63,7 @@ def variable(name: str) -> str:
 
 
 def argument(name: str, text: str) -> Mapping[str, Any]:
-    return {name: [text] if name == "listen" else text}
+    return {name: [text] if name in REPEATABLE else text}
 
 
 # -- sources -----------------------------------------------------------------------------------------------------------
@@ -64,13 +79,15 @@ def test_the_defaults() -> None:
         state_dir=None,
         on_failure="pessimistic",
         log_level="info",
+        ollama=OllamaUrl("127.0.0.1", 11434),
     )
 
 
 def test_every_setting_is_tested_here() -> None:
     """The tables above know every setting, and Config holds just those."""
     names = [setting.name for setting in SETTINGS]
-    assert names == list(EVERY_SETTING) == list(OTHERS) == list(Config.__dataclass_fields__)
+    assert names == list(EVERY_SETTING) == list(OTHERS)
+    assert [*names, "ollama_expected"] == list(Config.__dataclass_fields__)
 
 
 @every_setting

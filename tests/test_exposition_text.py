@@ -123,7 +123,9 @@ def test_what_is_not_reported_is_not_there(format: str) -> None:
         "ollama_gpu_memory_used_bytes",
         "ollama_gpu_memory_total_bytes",
         "ollama_gpu_memory_used_ratio",
+        "ollama_gpu_memory_free_bytes",
         "ollama_gpu_mig_enabled",
+        "ollama_vram_used_bytes",
     }
     assert value(found, "ollama_gpu_mig_memory_used_bytes", gpu="1", uuid="MIG-a") == 12 << 20
     assert (
@@ -176,6 +178,8 @@ def test_families_are_announced_once_and_stand_together(format: str) -> None:
         elif not line.startswith("#"):
             name = re.split(r"[{ ]", line)[0]
             suffixes = ("", "_total", "_info") if format == "openmetrics" else ("",)
+            if f"# TYPE {current} histogram" in lines:
+                suffixes = ("_bucket", "_sum", "_count")
             assert name in {current + suffix for suffix in suffixes}
     assert len(announced) == len(set(announced))
 
@@ -190,11 +194,14 @@ def test_types_are_right(format: str) -> None:
             family = table.family(metric)
             if metric.kind == "counter":
                 assert kinds.pop(family[: -len("_total")] + total) == "counter"
+            elif metric.kind == "histogram":
+                assert kinds.pop(family) == "histogram"
             elif metric.kind in ("gauge", "state"):
                 assert kinds.pop(family) == "gauge"
     suffix, kind = ("_info", "gauge") if format == "prometheus" else ("", "info")
     assert kinds == {
-        f"ollama_{subject}{suffix}": kind for subject in ("gpu", "gpu_driver", "agent_build")
+        f"ollama{subject}{suffix}": kind
+        for subject in ("_gpu", "_gpu_driver", "_agent_build", "", "_model")
     }
 
 

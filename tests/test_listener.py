@@ -18,9 +18,9 @@ import pytest
 from conftest import missing
 from test_server import Toy
 
-from ollama_metrics.config import Address
 from ollama_metrics.errors import ListenError
 from ollama_metrics.listener import OLLAMA_PORT, PASSED, Listener, adopt, listen, open_files_for
+from ollama_metrics.option_values import Address
 from ollama_metrics.server import Server
 
 

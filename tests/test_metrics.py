@@ -27,6 +27,15 @@ from ollama_metrics.metrics import (
     state,
 )
 from ollama_metrics.nvml_device import Device
+from ollama_metrics.ollama import (
+    CgroupUsage,
+    ErrorCount,
+    LogReading,
+    Model,
+    OllamaReading,
+    RequestCount,
+)
+from ollama_metrics.placement import GpuShare, Placement, VideoMemory, VideoMemoryUse
 from ollama_metrics.snapshot import CollectorHealth
 from ollama_metrics.verdict import Verdict
 
@@ -39,6 +48,16 @@ SAMPLES = (
     CollectorHealth,
     AgentBuild,
     AgentStats,
+    OllamaReading,
+    Model,
+    Placement,
+    GpuShare,
+    VideoMemory,
+    VideoMemoryUse,
+    RequestCount,
+    LogReading,
+    ErrorCount,
+    CgroupUsage,
 )
 METRICS = [(Table(sample), metric) for sample in SAMPLES for metric in Table(sample).metrics]
 
@@ -119,7 +138,7 @@ def test_titles_and_the_help_of_info_families_are_one_sentence(table: Table) -> 
 @every_metric
 def test_names_are_prometheus_names(table: Table, metric: Metric) -> None:
     """Families and labels match Prometheus's grammar, in lower case and in this project's namespace."""
-    assert re.fullmatch(r"ollama_(host|gpu|agent)(_[a-z0-9]+)+", table.family(metric))
+    assert re.fullmatch(r"ollama(_[a-z0-9]+)+", table.family(metric))
     for name, _ in table.labels:
         assert re.fullmatch(r"[a-z][a-z0-9_]*", name)
 
@@ -135,6 +154,8 @@ def test_families_are_unique() -> None:
         "ollama_agent_build_info",
         "ollama_gpu_driver_info",
         "ollama_gpu_info",
+        "ollama_info",
+        "ollama_model_info",
     ]
 
 
@@ -176,7 +197,10 @@ def test_labels_are_attributes_and_few() -> None:
     """A series is told apart by the GPU's index and UUID, or the collector's name, and by nothing else."""
     for sample in SAMPLES:
         table = Table(sample)
-        assert {name for name, _ in table.labels} <= {"gpu", "uuid", "collector"}
+        assert {name for name, _ in table.labels} <= {
+            *("gpu", "uuid", "collector", "model"),
+            *("method", "endpoint", "status", "error_type"),
+        }
         for _, attribute in table.labels:
             assert attribute in sample.__dataclass_fields__
 

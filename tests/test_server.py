@@ -26,8 +26,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ollama_metrics.answer import Answer, Refused
-from ollama_metrics.config import Address
 from ollama_metrics.listener import Listener, adopt, listen
+from ollama_metrics.option_values import Address
 from ollama_metrics.request import LARGEST_BODY, LARGEST_HEAD
 from ollama_metrics.server import Server
 

@@ -305,3 +305,86 @@ def test_an_updated_driver_renews_the_agent(host: Host, driver: NvmlStandIn) -> 
         said.count("the NVIDIA driver was updated under this process: the program is executed anew")
         == 1
     )
+
+
+# -- Ollama ------------------------------------------------------------------------------------------------------------
+
+OLLAMA = """\
+[Service]
+User=ollama
+Group=ollama
+ExecStart=
+ExecStart=/bin/sh -c '{python} -c "import time; time.sleep(1e6)" runner --model /x/{blob} --port 41234 & \
+    echo a line of the log; exec {python} {standin}'
+"""
+BLOB = "sha256-" + "3f" * 32
+
+# What the agent finds out about Ollama, and one line of what journalctl follows.
+PROBE = """
+import json, subprocess
+from ollama_metrics.ollama_cgroup import usage
+from ollama_metrics.processes import cgroup_paths, owner_of, runners
+from ollama_metrics.tcp_connections import ConnectionTable
+table = ConnectionTable()
+found = table.count(11434)
+pid = owner_of(found.listeners)
+runner = [(one.blob, one.port) for one in runners(pid)] if pid else None
+cgroup = usage(cgroup_paths(pid)).path if pid else None
+command = ["journalctl", "--follow", "--lines=all", "--output=cat", "--unit=ollama.service"]
+with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as journal:
+    line = next((line for line in journal.stdout if "a line of the log" in line), "")
+    journal.kill()
+print(json.dumps([table.by_netlink, found.established, pid, runner, cgroup, line.strip()]))
+"""
+CONNECT = "import socket; held = [socket.create_connection(('127.0.0.1', 11434)) for _ in range(3)]"
+
+
+@contextmanager
+def ollama(host: Host) -> Iterator[None]:
+    """A stand-in for Ollama with a runner, both of the user `ollama` as Ollama's own unit has it."""
+    standin = "/srv/checkout/tests/ollama_standin.py"
+    text = OLLAMA.format(python=host.python, blob=BLOB, standin=standin)
+    units = "/etc/systemd/system/ollama.service"
+    host.write(f"{units}.d/test.conf", text)
+    try:
+        host.add_ollama()
+        yield
+    finally:
+        host.shell(
+            f"systemctl disable --now ollama; rm -r {units} {units}.d; systemctl daemon-reload"
+        )
+
+
+def probed(host: Host, *more: str) -> Any:
+    """What PROBE prints in the sandbox of the shipped unit, with `more` lines for its section."""
+    text = host.read(f"/etc/systemd/system/{SERVICE}.service")
+    text = re.sub(r"(?m)^(ExecStart|ExecReload|Restart|WatchdogSec)=.*\n", "", text)
+    text = text.replace("Type=notify", "Type=oneshot")
+    python = "/opt/ollama-metrics/current/bin/python"
+    command = (f"ExecStart={python} -I /srv/probe.py", "StandardOutput=truncate:/run/probe.json")
+    text = text.replace("[Install]", "\n".join((*more, *command, "", "[Install]")))
+    host.write("/srv/probe.py", PROBE)
+    host.write("/run/systemd/system/probe.service", text)
+    host.shell("systemctl daemon-reload; systemctl start probe")
+    return json.loads(host.read("/run/probe.json"))
+
+
+def test_ollama_is_seen_from_within_the_sandbox(host: Host) -> None:
+    """Ollama's connections (by netlink), process, runner, cgroup and journal can be read in the sandbox; with a user
+    namespace of its own the agent could not see the process, and without the group not the journal."""
+    with ollama(host):
+        pid = int(host.shown("MainPID", "ollama"))
+        with host.popen(
+            host.python, "-c", f"{CONNECT}; print(len(held), flush=True); input()"
+        ) as held:
+            assert held.stdout.readline() == "3\n"
+            found = probed(host)
+            assert found == [
+                *(True, 3, pid, [[BLOB, 41234]]),
+                *("/system.slice/ollama.service", "a line of the log"),
+            ]
+            found = probed(host, "PrivateUsers=yes")
+            assert found[:4] == [True, 3, None, None]
+            found = probed(host, "RestrictAddressFamilies=~AF_NETLINK")
+            assert found[:3] == [False, 3, pid]
+            held.stdin.write("\n")

@@ -80,10 +80,11 @@ def test_every_relaxation_has_its_reason_on_the_line_above() -> None:
     """In the sandbox each setting that is looser than the tightest one has a comment directly above it."""
     lines = (UNITS / "ollama-metrics.service").read_text("utf-8").splitlines()
     loose = re.compile(
-        r"^(PrivateDevices=no|DeviceAllow=|ExecPaths=|NoExecPaths=|ProcSubset=all|RestrictAddressFamilies=)"
+        r"^(PrivateDevices=no|DeviceAllow=|ExecPaths=|NoExecPaths=|ProcSubset=all|RestrictAddressFamilies="
+        r"|PrivateUsers=no|SupplementaryGroups=)"
     )
     found = [number for number, line in enumerate(lines) if loose.match(line)]
-    assert len(found) >= 6
+    assert len(found) >= 8
     for number in found:
         above = lines[number - 1]
         assert above.startswith(("#", "NoExecPaths=")), lines[number]

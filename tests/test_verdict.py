@@ -15,6 +15,7 @@ from ollama_metrics.agent import AgentBuild, AgentStats
 from ollama_metrics.exposition_json import render_json
 from ollama_metrics.gpu import GpuReading, GpuSample, LostGpu, MigInstance
 from ollama_metrics.host import HostSample
+from ollama_metrics.ollama import LogReading, Model, OllamaReading, RequestSpan
 from ollama_metrics.policy import LAST_GOOD, ON_FAILURE, PESSIMISTIC
 from ollama_metrics.snapshot import CollectorHealth, Snapshot, State
 from ollama_metrics.verdict import DEGRADED, FAILING, OK, judge
@@ -165,17 +166,107 @@ CASES = [
 IDS = [case[0] for case in CASES]
 
 
-def snapshot(host: State[Any], gpu: Optional[State[Any]], expected: int) -> Snapshot:
-    return Snapshot(host, gpu, expected, "ask the operator")
+def ollama(age: float = 0.5, error: Optional[str] = None, **more: Any) -> State[Any]:
+    """A state of the Ollama collector: Ollama answers, is expected and was seen, unless said otherwise."""
+    known = {
+        "url": "http://ollama",
+        "up": True,
+        "expected": True,
+        "seen": True,
+        "rtt_seconds": 0.001,
+    }
+    return state(OllamaReading(**{**known, **more}), name="ollama", age=age, error=error)
+
+
+def silent(failures: int, **more: Any) -> State[Any]:
+    known = ollama(up=False, rtt_seconds=None, failures=failures, **more)
+    return replace(known, sample=replace(known.sample, error="refused"))
+
+
+def model(size: int, vram: int, name: str = "llama3.2:latest") -> Model:
+    return Model(name=name, size_bytes=size, vram_bytes=vram, gpu_ratio=vram / size)
+
+
+def log(requests: int, failed: int) -> LogReading:
+    return LogReading(
+        model_loads_total=0,
+        model_load_seconds_total=0.0,
+        log_lines_total=requests,
+        log_lines_unparsed_total=0,
+        spans=(RequestSpan(NOW - 5, NOW - 1, requests, failed, {0: requests}),),
+    )
+
+
+WELL = (20.0, 30.0, 2, 80.0, 70.0)
+DEAD = (100.0, 100.0, 2, 100.0, 100.0)
+WAITING = (99.9, 100.0, 2, 100.0, 100.0)
+# what of Ollama broke, its state, rules ignored; status, the five fields, a word of the reasons. Two GPUs at 80 and 70
+# %, an Ollama expected.
+OLLAMA_CASES = [
+    ("Ollama answers", ollama(models=(model(100, 100),)), (), OK, WELL, ""),
+    ("Ollama answers with nothing loaded", ollama(), (), OK, WELL, ""),
+    ("two checks were not answered", silent(2), (), OK, WELL, "refused"),
+    ("three checks were not answered", silent(3), (), FAILING, DEAD, "refused (3 checks in a row)"),
+    ("three checks, and that is ignored", silent(3), ("down",), OK, WELL, "refused"),
+    ("not seen since the start, within the grace", silent(9, seen=False, waits_until=NOW + 1), (), DEGRADED, WAITING,
+     "may be starting"),
+    ("not seen since the start, after the grace", silent(9, seen=False, waits_until=NOW), (), FAILING, DEAD, "refused"),
+    ("not seen since the start, without a grace", silent(1, seen=False, waits_until=NOW), (), DEGRADED, WAITING,
+     "may be starting"),
+    ("not seen, and that is ignored", silent(9, seen=False, waits_until=NOW + 1), ("down",), OK, WELL, "refused"),
+    ("not expected and not there", silent(99, seen=False, expected=False), (), OK, WELL, "none is expected"),
+    ("the first check is under way", replace(NEVER_READ), (), DEGRADED, WAITING, "not been checked yet"),
+    ("the collector is stuck", ollama(age=3.1), (), FAILING, DEAD, "not checked any more"),
+    ("the collector is stuck, and that is ignored", ollama(age=3.1), ("down",), OK, WELL, "not being checked"),
+    ("the collector fails", ollama(error="a fault"), (), FAILING, DEAD, "a fault"),
+    ("a slow answer", ollama(rtt_seconds=2.1), (), DEGRADED, WELL, "2.1 s"),
+    ("an answer that is not slow yet", ollama(rtt_seconds=2.0), (), OK, WELL, ""),
+    ("a slow answer, and that is ignored", ollama(rtt_seconds=2.1), ("slow",), OK, WELL, ""),
+    ("most requests fail", ollama(log=log(10, 6)), (), DEGRADED, WELL, "6 of 10"),
+    ("half of the requests fail", ollama(log=log(10, 5)), (), OK, WELL, ""),
+    ("all of too few requests fail", ollama(log=log(9, 9)), (), OK, WELL, ""),
+    ("most requests fail, and that is ignored", ollama(log=log(10, 6)), ("errors",), OK, WELL, ""),
+    ("a model wholly on the CPU", ollama(models=(model(100, 0),)), (), DEGRADED, (20.0, 30.0, 2, 100.0, 100.0),
+     "llama3.2:latest 100 %"),
+    ("a model half on the CPU", ollama(models=(model(100, 50),)), (), DEGRADED, (20.0, 30.0, 2, 90.0, 85.0), "50 %"),
+    ("one of two models on the CPU", ollama(models=(model(300, 300), model(100, 0, "b:1"))), (), DEGRADED,
+     (20.0, 30.0, 2, 85.0, 77.5), "b:1 100 %"),
+    ("a model on the CPU, and that is ignored", ollama(models=(model(100, 0),)), ("on-cpu",), OK, WELL, ""),
+    ("a model that has no size", ollama(models=(Model("m", size_bytes=0, vram_bytes=0),)), (), OK, WELL, ""),
+    ("more in GPU memory than its size", ollama(models=(replace(model(100, 110), gpu_ratio=1.0),)), (), OK, WELL, ""),
+]  # fmt: skip
+
+
+def snapshot(
+    host: State[Any],
+    gpu: Optional[State[Any]],
+    expected: int,
+    ollama: Optional[State[Any]] = None,
+    ollama_expected: bool = True,
+) -> Snapshot:
+    return Snapshot(host, gpu, expected, "ask the operator", ollama, ollama_expected)
 
 
 def served(
-    host: State[Any], gpu: Optional[State[Any]], expected: int, policy: str = PESSIMISTIC
+    host: State[Any],
+    gpu: Optional[State[Any]],
+    expected: int,
+    policy: str = PESSIMISTIC,
+    ollama: Optional[State[Any]] = None,
+    ignored: tuple[str, ...] = (),
 ) -> bytes:
     """The JSON document of one case."""
-    shot = snapshot(host, gpu, expected)
-    verdict = judge(shot, WINDOW, policy, NOW)
+    shot = snapshot(host, gpu, expected, ollama)
+    verdict = judge(shot, WINDOW, policy, NOW, ignored)
     return render_json(shot, verdict, WINDOW, AgentBuild("1", "3"), AgentStats(), NOW)
+
+
+# The document of each case, and whether the host fails in it.
+ALL = [
+    *((what, gone == FAILING, (host, gpu, n), {}) for what, host, gpu, n, gone, *_ in CASES),
+    *((what, gone == FAILING, (HOST, gpus(TWO), 2), {"ollama": known, "ignored": ignored})
+      for what, known, ignored, gone, *_ in OLLAMA_CASES),
+]  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -195,19 +286,63 @@ def test_what_broke_decides_what_a_balancer_is_told(
 
 
 @pytest.mark.parametrize(
-    "sick", [case for case in CASES if case[4] == FAILING], ids=lambda case: case[0]
+    ("what", "known", "ignored", "status", "fields", "word"),
+    OLLAMA_CASES,
+    ids=[case[0] for case in OLLAMA_CASES],
 )
-@pytest.mark.parametrize(
-    "well", [case for case in CASES if case[4] != FAILING], ids=lambda case: case[0]
-)
+def test_what_is_wrong_with_ollama_decides_it_too(
+    what: str, known: Any, ignored: Any, status: str, fields: tuple[Any, ...], word: str
+) -> None:
+    """Each row of Ollama's table: the verdict, the five fields, and the reason."""
+    body = served(HOST, gpus(TWO), 2, ollama=known, ignored=ignored)
+    document = json.loads(body)
+    assert document["status"] == status
+    assert tuple(decode(body)) == fields
+    assert word in " ".join(document["reasons"])
+    assert bool(document["reasons"]) or status == OK
+
+
+def test_a_collector_that_is_stuck_where_none_is_expected_is_no_failure() -> None:
+    """Where no Ollama is expected, that it is not being checked is a reason and nothing more."""
+    shot = snapshot(HOST, gpus(TWO), 2, ollama(age=99), ollama_expected=False)
+    verdict = judge(shot, WINDOW, PESSIMISTIC, NOW)
+    assert (verdict.status, verdict.balance.weight) == (OK, 275)
+    assert "not being checked" in verdict.summary
+
+
+@pytest.mark.parametrize("gpu", [None, gpus(NO_DRIVER)], ids=["left alone", "none"])
+def test_models_on_the_cpu_of_a_host_without_gpus_are_as_they_should_be(gpu: Any) -> None:
+    """A CPU-only host that serves from its CPU is ok."""
+    shot = snapshot(HOST, gpu, 0, ollama(models=(model(100, 0),)))
+    verdict = judge(shot, WINDOW, PESSIMISTIC, NOW)
+    assert (verdict.status, verdict.balance.weight) == (OK, 50)
+
+
+def test_a_dead_ollama_on_a_host_without_gpus_is_500() -> None:
+    """Its highest would be 200, which beats a host with GPUs that works: so it is 500 as well."""
+    assert decode(served(HOST, None, 0, ollama=silent(3))).weight == 500
+    assert (
+        decode(served(HOST, None, 0, ollama=silent(1, seen=False, waits_until=NOW + 9))).weight
+        == 499.9
+    )
+
+
+def test_last_good_numbers_do_not_hide_a_dead_ollama() -> None:
+    """Under last-good the numbers of a host whose Ollama is dead would be fresh ones, and idle: it gets 500."""
+    assert decode(served(HOST, gpus(TWO), 2, LAST_GOOD, ollama=silent(3))).weight == 500
+    assert decode(served(HOST, failed(), 2, LAST_GOOD, ollama=ollama())).weight == 275
+
+
+@pytest.mark.parametrize("sick", [case for case in ALL if case[1]], ids=lambda case: case[0])
+@pytest.mark.parametrize("well", [case for case in ALL if not case[1]], ids=lambda case: case[0])
 @pytest.mark.parametrize("policy", ON_FAILURE[:2])
 def test_a_balancer_picks_the_working_host_over_the_broken_one(
     policy: str, well: Any, sick: Any
 ) -> None:
     """Of a host that works (saturated, or with GPUs lost) and one that fails, the former wins: in every pair."""
     polls: dict[str, Optional[Poll]] = {
-        "sick": decode(served(*sick[1:4], policy=policy)),
-        "well": decode(served(*well[1:4], policy=policy)),
+        "sick": decode(served(*sick[2], policy=policy, **sick[3])),
+        "well": decode(served(*well[2], policy=policy, **well[3])),
     }
     assert pick(polls) == "well"
     assert polls["sick"] is not None

@@ -12,6 +12,18 @@ from pathlib import Path
 from ollama_metrics.agent import AgentBuild, AgentStats
 from ollama_metrics.gpu import GpuReading, GpuSample, LostGpu, MigInstance
 from ollama_metrics.host import HostSample
+from ollama_metrics.metrics import Histogram
+from ollama_metrics.ollama import (
+    CgroupUsage,
+    ErrorCount,
+    LogReading,
+    Model,
+    OllamaReading,
+    Part,
+    RequestCount,
+    RequestSpan,
+    Runner,
+)
 from ollama_metrics.snapshot import CollectorHealth, Snapshot, State
 from ollama_metrics.verdict import Balance, Verdict
 from ollama_metrics.window import Span
@@ -74,6 +86,7 @@ H200 = GpuSample(
     encoder_utilization_ratio=0.01,
     decoder_utilization_ratio=0.02,
     mig_enabled=False,
+    processes=((4242, 20_000 * MIB), (1, None)),
 )
 # In MIG mode hardly anything is reported; and a name that wants escaping.
 SPLIT = GpuSample(
@@ -82,12 +95,14 @@ SPLIT = GpuSample(
     memory_used_bytes=0,
     memory_total_bytes=40_960 * MIB,
     memory_used_ratio=0.0,
+    memory_free_bytes=40_960 * MIB,
     uuid="GPU-55555555-6666-7777-8888-999999999999",
     mig_enabled=True,
     mig_instances=(
         MigInstance("1", "MIG-a", "1g.5gb", 4864 * MIB, 12 * MIB),
         MigInstance("1", "MIG-b", None, None, None),
     ),
+    processes=(),
 )
 HOST = HostSample(
     cpu_ratio=0.123,
@@ -105,6 +120,68 @@ READING = GpuReading(
     driver_version="550.54.15",
     cuda_version="12.4",
     nvml_version="12.550.54.15",
+)
+
+BLOB = "sha256-" + "7" * 64
+LOG = LogReading(
+    request_duration_seconds=Histogram((0.01, 0.25, 10.0), (1, 3, 4, 5), 615.25),
+    model_loads_total=2,
+    model_load_seconds_total=32.3,
+    model_load_last_seconds=2.34,
+    log_lines_total=99,
+    log_lines_unparsed_total=1,
+    requests=(
+        RequestCount("POST", "/api/chat", "200", 4),
+        RequestCount("GET", "other", "404", 1),
+    ),
+    errors=(ErrorCount("not_found", 1),),
+    spans=(RequestSpan(4990.0, 4995.0, 4, 1, {0: 3, 100: 1}),),
+)
+# Everything that Ollama and the kernel can tell of it; one model on a GPU, one that cannot be placed.
+OLLAMA = OllamaReading(
+    url="http://127.0.0.1:11434",
+    up=True,
+    expected=True,
+    version="0.33.0",
+    rtt_seconds=0.00125,
+    active_requests=5,
+    slots=4,
+    slots_busy=3,
+    models_loaded=2,
+    models=(
+        Model(
+            name="llama3.2:latest",
+            digest="a80c4f17",
+            family="llama",
+            parameter_size="3.2B",
+            quantization="Q4_K_M",
+            size_bytes=20_000 * MIB,
+            vram_bytes=20_000 * MIB,
+            gpu_ratio=1.0,
+            context_length=4096,
+            expires_timestamp_seconds=1_800_004_000.5,
+        ),
+        Model(name='say "b":1b', size_bytes=400 * MIB, vram_bytes=100 * MIB, gpu_ratio=0.25),
+    ),
+    blobs=(("llama3.2:latest", BLOB),),
+    runners=(Runner(4242, BLOB, 40001, 4),),
+    log=LOG,
+    cgroup=CgroupUsage(
+        path="/system.slice/ollama.service",
+        memory_used_bytes=3 << 30,
+        memory_limit_bytes=64 << 30,
+        cpu_seconds_total=123.5,
+        throttled_periods_total=2,
+        throttled_seconds_total=0.25,
+        oom_kills_total=1,
+        io_read_bytes_total=20 << 30,
+        io_written_bytes_total=4096,
+    ),
+    seen=True,
+    parts=tuple(
+        Part(CollectorHealth(name, True, 0.001, 1_800_003_599.0, 0, 0), 4998.5)
+        for name in ("ollama", "ollama_models", "ollama_log", "ollama_cgroup")
+    ),
 )
 
 # Two GPUs of three answer, and one of these hardly says a thing.
@@ -150,6 +227,15 @@ FULL = Snapshot(
     ),
     gpus_expected=3,
     gpus_expected_by="by memory",
+    ollama=State(
+        health=CollectorHealth("ollama", True, 0.004, 1_800_003_599.0, 0, 0),
+        overdue_at=5020.0,
+        sample=OLLAMA,
+        last_good=OLLAMA,
+        read_at=4998.5,
+        read_timestamp=1_800_003_599.0,
+    ),
+    ollama_expected=True,
 )
 VERDICT_FULL = Verdict(
     status="degraded",
