@@ -15,6 +15,9 @@ PACKAGE = Path(ollama_metrics.__file__).parent
 MODULES = sorted(path.stem for path in PACKAGE.glob("*.py"))
 every_module = pytest.mark.parametrize("module", MODULES)
 
+# OllamaGPUMonitor, for other programs: what it costs is no matter of the daemon's, which never imports it.
+LIBRARY = ("monitor", "monitor_sources", "monitor_values", "single_flight")
+
 MOST_LINES = 400
 # What may be done when a module is imported does not touch the world outside; these can.
 WORLD = {
@@ -72,6 +75,9 @@ def imported_by(tree: ast.AST, functions: bool = True) -> set[str]:
 
 
 def own(module: str, functions: bool = True) -> set[str]:
+    # The package itself has a function that imports the library when a user asks for a name of it;
+    # whoever imports the package for its version does not.
+    functions = functions and module != "__init__"
     return {name[1:] for name in imported(module, functions) if name.startswith(".")}
 
 
@@ -121,7 +127,8 @@ def test_the_command_is_at_the_top_and_the_grammar_at_the_bottom() -> None:
         ("pynvml", ["nvml"]),
         ("psutil", ["host"]),
         ("argparse", ["cli"]),
-        ("threading", ["sampler"]),
+        # The daemon's one use of it, and the library's: its own threads, and locks against its users'.
+        ("threading", ["monitor", "monitor_sources", "sampler", "single_flight"]),
         ("select", ["conversations", "log", "server"]),
     ],
 )
@@ -152,7 +159,22 @@ def test_what_is_pure_imports_nothing_that_is_not(module: str) -> None:
 @every_module
 def test_nobody_imports_what_costs_megabytes(module: str) -> None:
     """typing, logging, asyncio and their like are for type checkers or not for us."""
-    assert not imported(module) & {"typing", "logging", "asyncio", "ssl", "datetime", "subprocess"}
+    costly = {"typing", "logging", "asyncio", "ssl", "datetime", "subprocess"}
+    # The library's users have an event loop of their own: who has none does not get to that import.
+    allowed = {"asyncio"} if module in LIBRARY else set()
+    assert imported(module) & costly <= allowed
+    assert not imported_by(tree(module), functions=False) & costly
+
+
+def test_the_daemon_knows_nothing_of_the_library() -> None:
+    """Whatever the command imports, and be it within a function, is none of the library's modules."""
+    used, queue = set(), ["__main__"]
+    while queue:
+        for name in own(queue.pop()) - used:
+            used.add(name)
+            queue.append(name)
+    assert "gpu_collector" in used
+    assert not used & set(LIBRARY)
 
 
 @every_module

@@ -307,9 +307,10 @@ def test_the_rest_of_another_answer_is_passed_over(stack: ExitStack) -> None:
     """Messages with another sequence number are of no concern, their end neither."""
     kernel = Kernel(
         stack,
-        *(entry(9, LISTENING) + message(DONE, 9), LISTENER, message(DONE, 2), NOTHING_IN_IPV6),
+        *(entry(9, LISTENING) + message(DONE, 9), LISTENER),
+        *(entry(2, ESTABLISHED) + message(DONE, 2), NOTHING_IN_IPV6),
     )
-    assert kernel.table().count(PORT) == Connections(0, (4711,))
+    assert kernel.table().count(PORT) == Connections(1, (4711,))
 
 
 @pytest.mark.parametrize("kind", [ERROR, DONE])
