@@ -40,11 +40,11 @@ _DRIVER_SECONDS = 0.2
 
 
 class Gpus:
-    """NVML by the daemon's collector, opened by the first reading."""
+    """NVML by the daemon's collector; the first reading makes it, and opens the session."""
 
-    def __init__(self) -> None:
+    def __init__(self, collector: Optional[GpuCollector] = None) -> None:
         self._lock = threading.Lock()
-        self._collector: Optional[GpuCollector] = None
+        self._collector = collector
         self._closed = False
 
     def read(self) -> GpuReading:

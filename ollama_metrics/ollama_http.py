@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 MOST_BYTES = 4 << 20
 _MOST_HEAD_BYTES = 16 << 10  # of all heads of an answer, the interim ones included
 _MOST_CHUNK_LINE_BYTES = 4096
-_READ_BYTES = 1 << 16
+_READ_BYTES = 1 << 14
 _HEX = b"0123456789abcdefABCDEF"
 
 

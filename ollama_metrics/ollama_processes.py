@@ -82,7 +82,11 @@ class OllamaProcesses:
 
     def runners(self) -> tuple[Runner, ...]:
         """Ollama's processes that serve a model."""
-        return runners(self._owner(), self._proc)
+        try:
+            return runners(self._owner(), self._proc)
+        except CollectorError:
+            self._pid = None  # it may have left its socket to another process
+            raise
 
     def cgroup(self) -> CgroupUsage:
         """What Ollama's cgroup has used."""

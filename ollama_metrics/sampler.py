@@ -168,4 +168,5 @@ class Sampler:
 
     def _publish(self, state: State[Any]) -> None:
         self.state = state
-        self.first.set()
+        if not self.first.is_set():  # to set it again costs as much as the state
+            self.first.set()
