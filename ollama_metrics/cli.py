@@ -45,10 +45,6 @@ def main(
         if command == "serve":
             from .daemon import Daemon
 
-            if arguments is None:
-                from .host import forget_processes
-
-                forget_processes()
             return Daemon(config, environment, argv[1:] if arguments is None else None).run()
         if command == "check":
             return _check(config, environment)

@@ -6,9 +6,7 @@ about once a second, and costs some 150 us.
 
 from __future__ import annotations
 
-import gc
 import os
-import sys
 import time
 from dataclasses import dataclass
 
@@ -152,24 +150,6 @@ class HostCollector:
         idle = times.idle + times.iowait
         busy = times.user + times.nice + times.system + times.irq + times.softirq + times.steal
         return busy, busy + idle
-
-
-def forget_processes() -> None:
-    """Have psutil forget its classes for processes and the tuples that its other functions return.
-
-    They are two fifths of its megabyte, and what is imported next takes their place. For a program
-    that asks psutil for nothing but what this module does; an import of the package never calls it.
-    """
-    used = ("scputimes", "svmem")
-    unused = ("Process", "Popen", "NetConnections")
-    for name, module in list(sys.modules.items()):
-        if name.partition(".")[0] == "psutil":
-            for attribute, value in list(vars(module).items()):
-                if attribute in unused or (
-                    isinstance(value, type) and issubclass(value, tuple) and attribute not in used
-                ):
-                    delattr(module, attribute)
-    gc.collect()
 
 
 def _clamp(ratio: float) -> float:

@@ -22,8 +22,7 @@ if TYPE_CHECKING:
 #   http.server: shutil, mimetypes, html (serving files).  urllib.parse: ipaddress (bracketed hosts).
 #   email.utils: random, datetime (message ids, dates).  email._parseaddr: calendar.
 #   psutil: subprocess, glob (other systems, sensors).
-#   dataclasses: inspect (signatures of undocumented classes), copy (asdict), which imports weakref.
-#   socket: array (file descriptors as messages).
+#   dataclasses: inspect (signatures of undocumented classes).
 DEFERRED = (
     "ssl",
     "bz2",
@@ -39,8 +38,6 @@ DEFERRED = (
     "subprocess",
     "glob",
     "ipaddress",
-    "copy",
-    "array",
 )
 
 
@@ -85,3 +82,9 @@ def _signature(*args: Any, **kwargs: Any) -> Any:
     if module.__dict__.get("signature") is _signature:
         del module.__dict__["signature"]
     return module.signature(*args, **kwargs)
+
+
+def forget_parser() -> None:
+    """Forget the command line's parser, which has done its work; what it held is used again by what comes next."""
+    for name in ("argparse", "gettext", "locale"):
+        sys.modules.pop(name, None)

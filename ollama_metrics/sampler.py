@@ -168,5 +168,4 @@ class Sampler:
 
     def _publish(self, state: State[Any]) -> None:
         self.state = state
-        if not self.first.is_set():  # to set it again costs as much as the state
-            self.first.set()
+        self.first.set()
