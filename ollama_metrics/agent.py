@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
+from .frozen import dataclass
 from .metrics import counter, gauge, info
 
 TYPE_CHECKING = False

@@ -13,7 +13,8 @@ cgroup-v1/{memory,cpuacct,cpusets}.rst.
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+
+from .frozen import dataclass
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -86,7 +87,7 @@ class Cgroup:
         Raises OSError or ValueError when the kernel's files cannot be read.
         """
         name = "memory.current" if self.v2 else "memory.usage_in_bytes"
-        with open(os.path.join(self._memory, name), encoding="ascii") as file:
+        with open(os.path.join(self._memory, name), encoding="utf-8") as file:
             used = int(file.read())
         stat = self._stat()
         prefix = "" if self.v2 else "total_"
@@ -100,18 +101,18 @@ class Cgroup:
         Raises OSError or ValueError when the kernel's files cannot be read.
         """
         if self.v2:
-            with open(os.path.join(self._cpu, "cpu.stat"), encoding="ascii") as file:
+            with open(os.path.join(self._cpu, "cpu.stat"), encoding="utf-8") as file:
                 for line in file:
                     if line.startswith("usage_usec "):
                         return int(line.split()[1]) / 1e6
             raise ValueError("cpu.stat has no usage_usec")
         with open(
-            os.path.join(self._root, "sys/fs/cgroup/cpuacct/cpuacct.usage"), encoding="ascii"
+            os.path.join(self._root, "sys/fs/cgroup/cpuacct/cpuacct.usage"), encoding="utf-8"
         ) as file:
             return int(file.read()) / 1e9
 
     def _stat(self) -> dict[str, int]:
-        with open(os.path.join(self._memory, "memory.stat"), encoding="ascii") as file:
+        with open(os.path.join(self._memory, "memory.stat"), encoding="utf-8") as file:
             pairs = (line.split() for line in file)
             return {pair[0]: int(pair[1]) for pair in pairs if len(pair) == 2}
 
@@ -132,7 +133,7 @@ class Cgroup:
 def read_file(folder: str, name: str) -> str:
     """What a file of the kernel's holds, in its first 64 kB; nothing where it cannot be read."""
     try:
-        with open(os.path.join(folder, name), encoding="ascii", errors="replace") as file:
+        with open(os.path.join(folder, name), encoding="utf-8", errors="replace") as file:
             return file.read(65536).strip()
     except (OSError, ValueError):  # ValueError: a path that no file can have
         return ""

@@ -6,10 +6,9 @@ environment and docs/CONFIGURATION.md come from it.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from .errors import ConfigError
 from .expectation import MOST_GPUS
+from .frozen import dataclass
 from .log import LEVELS
 from .ollama_url import DEFAULT as DEFAULT_OLLAMA
 from .ollama_url import OllamaUrl, from_ollama_host

@@ -11,7 +11,7 @@ import json
 import math
 import sys
 import time
-from urllib.parse import parse_qsl
+import urllib.parse
 
 from . import __version__
 from .agent import AgentBuild, AgentStats
@@ -255,7 +255,12 @@ class Endpoints:
         window, format = self._window, None
         try:
             # keep_blank_values: `window=` is a mistake to be told, not one to be passed over.
-            pairs = parse_qsl(query, keep_blank_values=True, max_num_fields=16)
+            # urllib.parse is loaded by the first query (lean.py); most pollers send none.
+            pairs = (
+                urllib.parse.parse_qsl(query, keep_blank_values=True, max_num_fields=16)
+                if query
+                else []
+            )
         except ValueError:
             raise Refused(400, "the query cannot be read") from None
         if len({name for name, _ in pairs if name in ("window", "format")}) < sum(

@@ -124,7 +124,7 @@ def write_note(path: str, text: str) -> None:
     os.makedirs(os.path.dirname(path), mode=0o755, exist_ok=True)
     scratch = f"{path}.{os.getpid()}"
     try:
-        with open(scratch, "w", encoding="ascii") as file:
+        with open(scratch, "w", encoding="utf-8") as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
+from .frozen import dataclass
 from .metrics import counter, detail, gauge, info
 from .nvml_device import Device
 

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import dataclass
 
 from .config import HANDOVER_VARIABLE
+from .frozen import dataclass
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import os
 import time
-from dataclasses import dataclass
 
 import psutil
 
 from .cgroup import Cgroup, Limits
 from .errors import CollectorError
+from .frozen import dataclass
 from .metrics import counter, gauge
 
 TYPE_CHECKING = False

@@ -14,8 +14,8 @@ from __future__ import annotations
 import math
 import re
 from bisect import bisect_left
-from dataclasses import dataclass
 
+from .frozen import dataclass
 from .metrics import Histogram
 from .ollama import ErrorCount, LogReading, RequestCount, RequestSpan
 

@@ -15,7 +15,8 @@ family). No I/O here, and no knowledge of any one metric.
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
+
+from .frozen import dataclass
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

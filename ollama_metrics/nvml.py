@@ -37,6 +37,9 @@ if TYPE_CHECKING:
     from typing import Any, Optional, Union
 
 LIBRARY = "libnvidia-ml.so.1"
+# The driver's module, its devices, and Windows' GPUs in its subsystem for Linux.
+_DRIVERS_TRACES = ("proc/driver/nvidia", "sys/module/nvidia", "dev/nvidiactl", "dev/dxg")
+_CACHE_PIECE_BYTES = 1 << 14
 # NVML_ERROR_...: what each code means to us. What stands in no set is a ReadingFailed.
 # NOT_SUPPORTED FUNCTION_NOT_FOUND VGPU_ECC_NOT_SUPPORTED ARGUMENT_VERSION_MISMATCH DEPRECATED
 _NOT_REPORTED = {3, 13, 22, 25, 26}
@@ -47,14 +50,45 @@ _UNINITIALIZED = 1
 _VERSION_MISMATCH = 18  # LIB_RM_VERSION_MISMATCH
 
 
+def traces(root: str = "/") -> bool:
+    """Whether the dynamic loader might find the driver's library, or a driver is there: in doubt, yes.
+
+    Source: what ld.so(8) looks through, and what the driver's module puts into procfs, sysfs and /dev.
+    """
+    if os.environ.get("LD_LIBRARY_PATH") or os.environ.get("LD_PRELOAD"):
+        return True
+    if any(os.path.lexists(f"{root}{path}") for path in _DRIVERS_TRACES):
+        return True
+    machine = os.uname().machine
+    folders = [
+        f"{top}{folder}" for top in ("", "usr/", "usr/local/") for folder in ("lib", "lib64")
+    ]
+    folders += [f"{top}lib/{machine}-linux-gnu" for top in ("", "usr/")]
+    if any(os.path.lexists(f"{root}{folder}/{LIBRARY}") for folder in folders):
+        return True
+    named, before = LIBRARY.encode("ascii"), b""
+    try:
+        with open(f"{root}etc/ld.so.cache", "rb", buffering=0) as cache:
+            while piece := cache.read(_CACHE_PIECE_BYTES):
+                if named in before + piece:
+                    return True
+                before = piece[-len(named) :]
+    except OSError:
+        return True  # another loader than glibc's, or it may not be read: only the loader knows
+    return False
+
+
 def load() -> ModuleType:
     """Load the driver's library and the binding.
 
     The library is looked for first: a host without one has no reason to hold the binding in memory
-    (2.5 MB).
+    (2.5 MB), and one without any trace of it not even ctypes (0.4 MB).
 
     Raises NoLibrary when there is none, DriverFailure when it or the binding cannot be used.
     """
+    if not traces():
+        raise NoLibrary(f"the NVIDIA driver's library {LIBRARY} is not installed")
+
     import ctypes
 
     try:

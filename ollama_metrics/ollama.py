@@ -7,8 +7,7 @@ when.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
+from .frozen import dataclass
 from .metrics import counter, detail, gauge, histogram, info
 
 TYPE_CHECKING = False

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import re
 import socket
-from dataclasses import dataclass
+
+from .frozen import dataclass
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

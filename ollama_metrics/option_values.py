@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 import socket
-from dataclasses import dataclass
 
 from .expectation import MOST_GPUS
+from .frozen import dataclass
 from .ollama_url import OllamaUrl, parse_url
 
 TYPE_CHECKING = False

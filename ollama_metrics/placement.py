@@ -7,8 +7,7 @@ GPU that it uses. Where a link is missing the answer is `unknown` with the reaso
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
+from .frozen import dataclass
 from .metrics import gauge
 
 TYPE_CHECKING = False

@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from .config import Config
     from .handover import Handover
     from .log import Log
+    from .log_follower import Follower
     from .ollama_collector import OllamaCollector, OllamaLog
     from .ollama_expectation import OllamaExpectation
     from .ollama_url import OllamaUrl
@@ -134,13 +135,10 @@ class Sampling:
             processes = OllamaProcesses(url.port, config.ollama_cgroup)
         kind, name = config.ollama_log
         if kind != "none":
-            from .log_follower import FileFollower
-            from .log_journal import JournalFollower
             from .log_tally import LogTally
             from .ollama_collector import OllamaLog
 
-            follower = JournalFollower(name) if kind == "journal" else FileFollower(name)
-            self._ollama_log = OllamaLog(follower, LogTally())
+            self._ollama_log = OllamaLog(_follower(kind, name), LogTally())
         self._ollama_collector = OllamaCollector(
             url,
             expectation,
@@ -198,3 +196,14 @@ class Sampling:
         if self._status is not None:
             self._status.note()
         self.on_host()
+
+
+def _follower(kind: str, name: str) -> Follower:
+    """Of a journal or of a file; only what is needed is imported."""
+    if kind == "journal":
+        from .log_journal import JournalFollower
+
+        return JournalFollower(name)
+    from .log_follower import FileFollower
+
+    return FileFollower(name)

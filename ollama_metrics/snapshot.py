@@ -7,8 +7,9 @@ the host: all that the verdict and the renderers get to see.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
+from .frozen import dataclass
 from .metrics import counter, detail, gauge
 
 TYPE_CHECKING = False

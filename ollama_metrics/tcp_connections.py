@@ -18,9 +18,9 @@ import socket
 import struct
 import sys
 import time
-from dataclasses import dataclass
 
 from .errors import CollectorError
+from .frozen import dataclass
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

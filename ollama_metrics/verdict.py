@@ -30,8 +30,9 @@ Ollama: its host's numbers are fresh, and idle. What is said of Ollama is judged
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
+from .frozen import dataclass
 from .metrics import gauge, state
 from .ollama_health import OllamaHealth, judge_ollama
 from .policy import LAST_GOOD, LAST_GOOD_SECONDS

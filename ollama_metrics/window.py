@@ -8,7 +8,7 @@ by time and a gap in the readings weighs nothing.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from .frozen import dataclass
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -115,10 +115,24 @@ def test_imports_form_no_circle() -> None:
 
 
 def test_the_command_is_at_the_top_and_the_grammar_at_the_bottom() -> None:
-    """Only __main__ imports cli; errors, metrics, window and backoff import nothing of the package."""
+    """Only __main__ imports cli; errors and the like import nothing of the package, metrics only frozen."""
     assert [module for module in MODULES if "cli" in own(module)] == ["__main__"]
-    for module in ("errors", "metrics", "window", "backoff", "lean", "__init__"):
+    for module in ("errors", "frozen", "backoff", "lean", "__init__"):
         assert own(module) == set()
+    for module in ("metrics", "window"):
+        assert own(module) == {"frozen"}
+
+
+def test_values_are_made_in_one_way() -> None:
+    """Only frozen.py takes the standard library's `dataclass`, which costs thrice the memory."""
+    for module in MODULES:
+        taken = {
+            alias.name
+            for node in ast.walk(tree(module))
+            if isinstance(node, ast.ImportFrom) and node.module == "dataclasses"
+            for alias in node.names
+        }
+        assert "dataclass" not in taken or module == "frozen", module
 
 
 @pytest.mark.parametrize(
