@@ -4,6 +4,8 @@
 PYTHON ?= python3
 VENV   ?= .venv
 ARGS   ?=
+# Tests beside each other, for many of them wait; those of one file stay together. WORKERS=0: none.
+WORKERS ?= 3
 # More for pip to install than pyproject.toml asks for; test-lowest pins the dependencies with it.
 PINS   ?=
 
@@ -104,7 +106,7 @@ run: $(RUNTIME) ## serve this host's metrics; ARGS="--listen 127.0.0.1:9000" goe
 
 .PHONY: test
 test: $(DEV) ## run the tests; those whose components are not here are skipped; ARGS="-k host"
-	@$(PY) -m pytest -m "not booted" $(ARGS)
+	@$(PY) -m pytest -m "not booted" -n $(WORKERS) --dist loadfile $(ARGS)
 
 .PHONY: test-booted
 test-booted: $(DEV) ## install this checkout under a real systemd and test the service (root)

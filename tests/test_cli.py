@@ -18,6 +18,7 @@ from typing import Any, Callable, Optional
 
 import pytest
 from agent_process import AgentProcess
+from ports import free_port
 from prometheus_client.openmetrics.parser import (
     text_string_to_metric_families as parse_openmetrics,
 )
@@ -94,12 +95,6 @@ def one_line(process: subprocess.CompletedProcess[str], code: int) -> str:
     assert process.stderr.endswith("\n")
     assert process.stderr.startswith("ollama-metrics: ")
     return process.stderr[:-1]
-
-
-def free_port() -> int:
-    with closing(socket.create_server(("127.0.0.1", 0))) as holder:
-        port: int = holder.getsockname()[1]
-        return port
 
 
 # -- help and version --------------------------------------------------------------------------------------------------

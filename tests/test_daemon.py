@@ -20,8 +20,9 @@ from typing import Any, Callable, NamedTuple, Optional
 import pytest
 from agent_process import AgentProcess
 from notify_socket import Systemd
+from ports import free_port
 from standin import NvmlStandIn
-from test_cli import answers, free_port
+from test_cli import answers
 from test_renewal import ANEW, PATIENCE, REFUSED, children, eventually
 
 import ollama_metrics

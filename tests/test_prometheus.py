@@ -27,6 +27,7 @@ from urllib.request import urlopen
 import balancer
 import pytest
 from agent_process import AgentProcess, Response
+from ports import free_port
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 from standin import UNSUPPORTED, NvmlStandIn
@@ -323,7 +324,7 @@ class Prometheus:
             ],
         }
         (folder / "prometheus.yml").write_text(json.dumps(configuration))  # JSON is YAML
-        self._log_file, self._port = folder / "prometheus.log", _free_port()
+        self._log_file, self._port = folder / "prometheus.log", free_port()
         with self._log_file.open("wb") as log:
             self._process = subprocess.Popen(
                 [
@@ -425,13 +426,6 @@ def _series(labels: dict[str, str]) -> Series:
         name: value for name, value in labels.items() if name not in ("__name__", "job", "instance")
     }
     return labels["__name__"], Labels(own.items())
-
-
-def _free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port: int = listener.getsockname()[1]
-        return port
 
 
 @contextmanager

@@ -17,6 +17,7 @@ from typing import Any, Callable
 import pytest
 from agent_process import AgentProcess
 from balancer import Poll, PollFailed, decode, pick, poll
+from ports import free_port
 from standin import NvmlStandIn
 
 from ollama_metrics.endpoints import Endpoints
@@ -372,9 +373,7 @@ def test_a_log_that_nobody_reads_stops_nothing(start_agent: StartAgent, nvml: Nv
         while True:
             os.write(writer, b"x" * 4096)
     os.set_blocking(writer, True)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     environment = {k: v for k, v in os.environ.items() if not k.startswith("OLLAMA_")}
     process = subprocess.Popen(
         [
