@@ -71,7 +71,9 @@ usage: ./install.sh [OPTIONS]
   --uninstall          remove everything but the settings and the state ...
   --purge              ... and these, too, and packages that were installed for it
 
-Settings, which go into $config (docs/CONFIGURATION.md):
+Settings, which go into $config (docs/CONFIGURATION.md).
+Where there is an ollama.service, --ollama is its address and --ollama-log its
+journal, unless you have set them yourself: that Ollama has to be there.
 
 $(setting_names | sed 's/.*/  --& VALUE/')
 
@@ -858,7 +860,7 @@ pip_failed() {
 wanted_settings() {
     local template text name i before given=''
     template=$(<"$here/systemd/environment")
-    text=$template ours=yes beside=''
+    text=$template ours=yes beside='' why_not_expected=''
     if [[ -e $config ]]; then
         before=$(<"$config")
         [[ $before == "$(cat "$prefix/environment.written" 2>/dev/null)" ]] || ours=''
@@ -881,7 +883,73 @@ wanted_settings() {
     if [[ $front == nginx && ! $given ]] && ! noted front nginx; then
         set_in "$text" OLLAMA_METRICS_LISTEN "$agent_address" && text=$REPLY
     fi
+    if is_loaded ollama.service; then set_for_ollama; fi
     REPLY=$text
+}
+
+# What Ollama's own unit tells of it: that it has to be there, and where its log is. Changes `text`.
+set_for_ollama() {
+    if [[ $front == nginx ]]; then
+        set_by_itself OLLAMA_METRICS_OLLAMA "${moved_url%/api/version}"
+    elif [[ ! -x $python ]]; then # in a dry run that would have to install it
+        :
+    elif REPLY=$(address_of_ollama 2>&1); then
+        set_by_itself OLLAMA_METRICS_OLLAMA "$REPLY"
+    else
+        why_not_expected=${REPLY##*$'\n'}
+    fi
+    value_in "$text" OLLAMA_METRICS_OLLAMA
+    if [[ $REPLY != none && $(shown StandardOutput ollama.service) == journal* ]]; then
+        set_by_itself OLLAMA_METRICS_OLLAMA_LOG journal:ollama.service
+    fi
+}
+
+# Sets what nobody else has set. What an operator has taken out again stays out.
+set_by_itself() { # NAME VALUE
+    if is_given "$1"; then return 0; fi
+    value_in "$text" "$1"
+    if [[ $REPLY ]]; then
+        noted '\w+' setting "$1\t[^\t]*\t\Q$REPLY\E" || return 0
+    elif noted '\w+' setting "$1\t.*"; then
+        return 0
+    fi
+    set_in "$text" "$1" "$2" && text=$REPLY
+}
+
+is_given() { # NAME
+    local i
+    for ((i = 0; i < ${#settings[@]}; i += 2)); do
+        if [[ ${settings[i]} == "$1" ]]; then return 0; fi
+    done
+    return 1
+}
+
+# Where the OLLAMA_HOST of Ollama's unit leads, in the program's own understanding of it.
+address_of_ollama() {
+    local files
+    mapfile -t files < <(shown EnvironmentFiles ollama.service)
+    "$python" -I -B -c '
+import glob, shlex, sys
+sys.path.insert(0, sys.argv[1])
+from ollama_metrics.ollama_url import from_ollama_host
+assignments = shlex.split(sys.argv[2])
+for pattern in sys.argv[3:]:  # what is in a file wins, as it does in systemd
+    for path in sorted(glob.glob(pattern)):
+        try:
+            with open(path, errors="replace") as file:
+                assignments += map(str.strip, file)
+        except OSError:
+            pass
+host = ""
+for assignment in assignments:
+    name, _, value = assignment.partition("=")
+    if name == "OLLAMA_HOST":
+        host = value
+try:
+    print(from_ollama_host(host))
+except ValueError as error:
+    sys.exit("OLLAMA_HOST=%s: %s" % (host, error))
+' "$here" "$(shown Environment ollama.service)" "${files[@]% (*}"
 }
 
 # The settings, and the new version with them, tried as the service's user before it is switched to.
@@ -901,7 +969,7 @@ configure() {
         die 'the new version does not work as the user ollama' "$output"
 
     note service "$was_active" # undone when the settings and all else are as they were
-    [[ $front != nginx ]] || note_address "$text"
+    note_settings "$text"
     kind=settings put "$config" "$text"
     [[ ! $ours ]] || put "$prefix/environment.written" "$text"
     if [[ $beside ]]; then
@@ -909,6 +977,64 @@ configure() {
         tell "you have changed $config, which stays; what is new is beside it, in environment.new"
     fi
     put "$prefix/environment.template" "$(<"$here/systemd/environment")"
+}
+
+# What this run sets by itself, so that it can be taken back: with the front, where that is why.
+note_settings() { # TEXT
+    local before part=$part
+    value_in "$1" OLLAMA_METRICS_OLLAMA
+    if [[ ! $REPLY && $why_not_expected ]]; then
+        tell "ollama.service has $why_not_expected"
+        tell "so it is not expected to be there, until --ollama says where"
+    fi
+    if changes OLLAMA_METRICS_OLLAMA_LOG "$1" && ! is_given OLLAMA_METRICS_OLLAMA_LOG; then
+        tell "its requests are counted: OLLAMA_METRICS_OLLAMA_LOG is $REPLY"
+        note setting OLLAMA_METRICS_OLLAMA_LOG - "$REPLY"
+    fi
+    [[ $front != nginx ]] || part=front
+    # Behind the front the agent listens on loopback alone, without one where it did before.
+    if [[ $front == nginx ]] && changes OLLAMA_METRICS_LISTEN "$1"; then
+        note setting OLLAMA_METRICS_LISTEN "${before:--}" "$REPLY"
+    fi
+    if changes OLLAMA_METRICS_OLLAMA "$1" && ! is_given OLLAMA_METRICS_OLLAMA; then
+        tell "Ollama is expected: OLLAMA_METRICS_OLLAMA is $REPLY"
+        [[ $front == nginx ]] || fetch "$REPLY/api/version" >/dev/null ||
+            tell "it does not answer there now: if it is elsewhere, say so with --ollama"
+        # Only the front has a value of before to go back to.
+        [[ $front == nginx && $before ]] || before=-
+        note setting OLLAMA_METRICS_OLLAMA "$before" "$REPLY"
+    fi
+}
+changes() { # NAME TEXT; `before` and REPLY are its value in the file and in the text
+    value_in "$(current_settings)" "$1"
+    before=$REPLY
+    value_in "$2" "$1"
+    [[ $REPLY && $REPLY != "$before" ]]
+}
+undo_setting() { # NAME BEFORE AFTER
+    local text ours='' default
+    text=$(current_settings)
+    [[ $text != "$(cat "$prefix/environment.written" 2>/dev/null || true)" ]] || ours=yes
+    value_in "$text" "$1"
+    [[ $REPLY == "$3" ]] || return 0
+    if [[ $dry ]]; then
+        tell "+ write $config"
+    elif [[ $2 == - ]]; then
+        default=$(grep "^#$1=" "$prefix/environment.template" || echo "#$1=")
+        sed -i "s|^$1=.*|$default|" "$config"
+    else
+        set_in "$text" "$1" "$2"
+        printf '%s\n' "$REPLY" >"$config"
+    fi
+    [[ $dry || ! $ours ]] || cp "$config" "$prefix/environment.written"
+}
+
+# What the command line has set is the operator's own from then on, even if it is the same.
+forget_given() {
+    local name
+    for name in OLLAMA_METRICS_OLLAMA OLLAMA_METRICS_OLLAMA_LOG; do
+        if is_given "$name"; then sed -i "/^\w\+\tsetting\t$name\t/d" "$prefix/installed"; fi
+    done
 }
 
 # From here on there is a difference for those who ask.
@@ -994,6 +1120,7 @@ tidy() {
     for folder in "$prefix"/versions/*; do
         if [[ $folder != "$venv" && $folder != "$prefix/$old" ]]; then rm -rf "$folder"; fi
     done
+    forget_given
     close_old_ports
 }
 
@@ -1150,6 +1277,10 @@ put_front() {
     done
     [[ $dry || ! $tls_cert ]] || speaks_tls ||
         die 'nginx does not speak TLS on port 11434' "$(last_lines nginx.service)"
+    # The agent looks once a second whether the Ollama that it expects has arrived there.
+    value_in "$(current_settings)" OLLAMA_METRICS_OLLAMA
+    [[ $REPLY != "${moved_url%/api/version}" ]] ||
+        await_answer http://127.0.0.1:11434/health/ollama 5 || true
     part=base
 }
 
@@ -1261,31 +1392,6 @@ context = ssl.create_default_context()
 context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
 context.wrap_socket(socket.create_connection(("127.0.0.2", 11434), 5)).close()
 ' 2>/dev/null
-}
-
-# The front has the agent listen on loopback alone; without one it listens where it did before.
-note_address() { # TEXT
-    local before
-    value_in "$(current_settings)" OLLAMA_METRICS_LISTEN
-    before=$REPLY
-    value_in "$1" OLLAMA_METRICS_LISTEN
-    [[ $REPLY == "$before" ]] || part=front note address "${before:--}" "$REPLY"
-}
-undo_address() { # BEFORE AFTER
-    local text ours=''
-    text=$(current_settings)
-    [[ $text != "$(cat "$prefix/environment.written" 2>/dev/null || true)" ]] || ours=yes
-    value_in "$text" OLLAMA_METRICS_LISTEN
-    [[ $REPLY == "$2" ]] || return 0
-    if [[ $dry ]]; then
-        tell "+ write $config"
-    elif [[ $1 == - ]]; then
-        sed -i 's/^OLLAMA_METRICS_LISTEN=.*/#OLLAMA_METRICS_LISTEN=0.0.0.0:11435/' "$config"
-    else
-        set_in "$text" OLLAMA_METRICS_LISTEN "$1"
-        printf '%s\n' "$REPLY" >"$config"
-    fi
-    [[ $dry || ! $ours ]] || cp "$config" "$prefix/environment.written"
 }
 
 take_front_away() {

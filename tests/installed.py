@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import time
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ from machine import Machine
 
 SERVICE = "ollama-metrics"
 CHECKOUT = "/srv/checkout"
+CONFIG = "/etc/ollama-metrics/environment"
 WHEELHOUSE = "/srv/wheelhouse"
 PATIENCE = 60.0
 
@@ -146,9 +148,16 @@ class Host:
             f"{CHECKOUT}/install.sh", "--wheelhouse", WHEELHOUSE, *options, check=check, timeout=180
         )
 
-    def add_ollama(self) -> None:
+    def setting(self, name: str) -> Optional[str]:
+        """The value that the installed settings have for a name; None where it is commented out."""
+        found = re.findall(rf"^{name}='(.*)'$", self.read(CONFIG), re.MULTILINE)
+        assert len(found) <= 1, found
+        return found[0] if found else None
+
+    def add_ollama(self, *options: str) -> None:
         """A stand-in for Ollama as the unit `ollama.service`, on 11434 as Ollama is."""
         unit = OLLAMA_UNIT.format(python=self.python, checkout=CHECKOUT)
+        unit = unit.replace("ollama_standin.py", " ".join(("ollama_standin.py", *options)))
         self.write("/etc/systemd/system/ollama.service", unit)
         self.shell("systemctl daemon-reload; systemctl enable --now ollama")
         self.wait(lambda: self.get("/api/version", 11434))

@@ -9,12 +9,11 @@ from contextlib import AbstractContextManager
 from typing import Any, Callable
 
 import pytest
-from installed import CHECKOUT, SERVICE, WHEELHOUSE, Host
+from installed import CHECKOUT, CONFIG, SERVICE, WHEELHOUSE, Host
 
 pytestmark = [pytest.mark.booted, pytest.mark.timeout(300)]
 
 Boot = Callable[..., AbstractContextManager[Host]]
-CONFIG = "/etc/ollama-metrics/environment"
 OPT = "/opt/ollama-metrics"
 
 
@@ -85,6 +84,68 @@ def test_a_dry_run_changes_nothing(fresh: Host) -> None:
     )
     assert "systemctl" in as_nobody.stdout
     assert fresh.changes(before) == []
+
+
+# -- the Ollama that is there ------------------------------------------------------------------------------------------
+
+
+def test_an_ollama_on_the_host_is_expected_and_its_requests_are_counted(fresh: Host) -> None:
+    """Where there is an ollama.service, one that has never answered is failing, and requests are counted from its
+    journal, without an option; uninstalled, nothing of that is left in the settings."""
+    fresh.add_ollama("--access-log")
+    fresh.shell("systemctl stop ollama")
+    said = fresh.install("--ollama-grace", "0").stdout
+    assert "OLLAMA_METRICS_OLLAMA is http://127.0.0.1:11434" in said
+    assert "it does not answer there now" in said
+    assert fresh.setting("OLLAMA_METRICS_OLLAMA") == "http://127.0.0.1:11434"
+    assert fresh.setting("OLLAMA_METRICS_OLLAMA_LOG") == "journal:ollama.service"
+    fresh.wait(lambda: fresh.metrics()["status"] == "failing")
+    fresh.shell("systemctl start ollama")
+    fresh.wait(lambda: fresh.metrics()["status"] == "ok")
+    fresh.wait(lambda: fresh.metrics()["collectors"]["ollama_log"]["success"])
+    body = '{"options": {"num_predict": 1}}'
+    fresh.shell(f"curl -sf http://127.0.0.1:11434/api/generate -d '{body}'")
+    fresh.wait(lambda: fresh.metrics()["ollama"]["requests"]["count"] == 1)
+    fresh.run(f"{OPT}/install.sh", "--uninstall", timeout=120)
+    assert fresh.setting("OLLAMA_METRICS_OLLAMA") is None
+    assert fresh.setting("OLLAMA_METRICS_OLLAMA_LOG") is None
+    assert fresh.setting("OLLAMA_METRICS_OLLAMA_GRACE") == "0"
+
+
+def test_where_ollama_is_follows_its_unit_until_an_operator_says_it(fresh: Host) -> None:
+    """An upgrade follows the unit's OLLAMA_HOST; what an operator has taken out or has set, by hand or by option and
+    be it the same, stays through upgrades, and what was set through uninstalling."""
+    ollama = "OLLAMA_METRICS_OLLAMA"
+    fresh.add_ollama()
+    fresh.install()
+    assert fresh.setting(ollama) == "http://127.0.0.1:11434"
+    listen_on(fresh, ":11440")
+    fresh.install()
+    assert fresh.setting(ollama) == "http://127.0.0.1:11440"
+
+    fresh.shell(f"sed -i 's/^{ollama}=.*/#&/' {CONFIG}")
+    fresh.install()
+    assert fresh.setting(ollama) is None
+    fresh.shell(f"echo \"{ollama}='http://localhost:11440'\" >> {CONFIG}")
+    fresh.install()
+    assert fresh.setting(ollama) == "http://localhost:11440"
+
+    listen_on(fresh, ":11434")
+    fresh.install("--ollama", "http://127.0.0.1:11440")
+    assert fresh.setting(ollama) == "http://127.0.0.1:11440"
+    fresh.install()
+    assert fresh.setting(ollama) == "http://127.0.0.1:11440"
+    fresh.run(f"{OPT}/install.sh", "--uninstall", timeout=120)
+    assert fresh.setting(ollama) == "http://127.0.0.1:11440"
+
+
+def listen_on(host: Host, address: str) -> None:
+    """Have Ollama listen elsewhere, as its manual says."""
+    host.write(
+        "/etc/systemd/system/ollama.service.d/override.conf",
+        f"[Service]\nEnvironment=OLLAMA_HOST={address}\n",
+    )
+    host.shell("systemctl daemon-reload; systemctl restart ollama")
 
 
 # -- upgrading ---------------------------------------------------------------------------------------------------------
@@ -268,6 +329,51 @@ def test_a_setting_that_the_agent_would_refuse(bare: Host) -> None:
     assert "'soon' is not usable" in sentence
     assert CONFIG in sentence
     unchanged(bare)
+
+
+def test_an_ollama_that_the_agent_would_refuse(bare: Host) -> None:
+    """An address of Ollama's that is not usable is told in the agent's words, and nothing has changed."""
+    assert "'https://x' is not usable" in refused(
+        bare.install("--ollama", "https://x", check=False)
+    )
+    unchanged(bare)
+
+
+@pytest.mark.parametrize(
+    ("lines", "options", "said"),
+    [
+        ("", [], "OLLAMA is http://127.0.0.1:11434"),
+        ("Environment=OLLAMA_HOST=0.0.0.0 A=1", [], "OLLAMA is http://127.0.0.1:11434"),
+        ("Environment=A=1 OLLAMA_HOST=:11440", [], "OLLAMA is http://127.0.0.1:11440"),
+        ("Environment='OLLAMA_HOST=[::]' 'B=x y'", [], "OLLAMA is http://[::1]:11434"),
+        (
+            "Environment=OLLAMA_HOST=:11440\nEnvironmentFile=-/run/ollama.env",
+            [],
+            "OLLAMA is http://192.0.2.7:11434",
+        ),
+        ("Environment=OLLAMA_HOST=https://x", [], "OLLAMA_HOST=https://x"),
+        ("Environment=OLLAMA_HOST=https://x", ["--ollama", "auto"], "OLLAMA_LOG is journal"),
+        ("StandardOutput=null", [], "OLLAMA is http://127.0.0.1:11434"),
+        ("", ["--ollama", "none"], ""),
+    ],
+)
+def test_what_ollamas_unit_says_of_it(
+    bare: Host, lines: str, options: list[str], said: str
+) -> None:
+    """A dry run says where Ollama is expected, by the OLLAMA_HOST of its unit as Ollama itself reads it, and which
+    log is read; neither where that cannot be, and nothing of what an option says."""
+    unit = "/run/systemd/system/ollama.service"
+    bare.write("/run/ollama.env", 'A=1\nOLLAMA_HOST="192.0.2.7"\n')
+    bare.write(unit, f"[Service]\nExecStart=/bin/true\n{lines}\n")
+    bare.shell("systemctl daemon-reload")
+    try:
+        out = bare.install("--dry-run", *options).stdout
+    finally:
+        bare.shell(f"rm {unit} /run/ollama.env; systemctl daemon-reload")
+    assert said in out
+    assert ("OLLAMA_METRICS_OLLAMA is" in out) == ("OLLAMA is" in said)
+    logged = "StandardOutput" not in lines and "none" not in options
+    assert ("OLLAMA_METRICS_OLLAMA_LOG is journal:ollama.service" in out) == logged
 
 
 def test_an_address_that_is_none(bare: Host) -> None:

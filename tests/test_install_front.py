@@ -68,10 +68,36 @@ def test_one_port_for_both_and_back(host: Host) -> None:
 def test_the_front_alone_is_taken_away(host: Host) -> None:
     """`--front none` puts Ollama back on its port and leaves the agent, on its own port for everybody."""
     host.install(*FRONT)
+    assert host.setting("OLLAMA_METRICS_OLLAMA") == "http://127.0.0.1:11436"
     host.install("--front", "none")
+    assert host.setting("OLLAMA_METRICS_OLLAMA") == "http://127.0.0.1:11434"
     assert ollama_answers(host)
     assert "0.0.0.0:11435" in host.shell("ss -Hltn | awk '{ print $4 }'").split()
     assert host.metrics()["status"] == "ok"
+
+
+def test_where_ollama_is_expected_follows_the_front(host: Host) -> None:
+    """Put on an installed agent, the front takes the expected Ollama with it, and so do an upgrade and its removal;
+    uninstalled with the front, the settings name no Ollama any more."""
+
+    def expected() -> tuple[Any, Any]:
+        host.wait(lambda: host.metrics()["ollama"]["up"])
+        ollama = host.metrics()["ollama"]
+        assert ollama["expected"]
+        return host.setting("OLLAMA_METRICS_OLLAMA"), ollama["url"]
+
+    host.install()
+    assert expected() == ("http://127.0.0.1:11434",) * 2
+    host.install(*FRONT)
+    assert expected() == ("http://127.0.0.1:11436",) * 2
+    host.install("--front", "none")
+    assert expected() == ("http://127.0.0.1:11434",) * 2
+    host.install(*FRONT)
+    host.install()
+    assert expected() == ("http://127.0.0.1:11436",) * 2
+    host.run("/opt/ollama-metrics/install.sh", "--uninstall", timeout=120)
+    names = ("LISTEN", "OLLAMA", "OLLAMA_LOG")
+    assert [host.setting(f"OLLAMA_METRICS_{name}") for name in names] == [None] * 3
 
 
 def test_while_it_is_set_up_ollama_is_away_for_a_moment_only(host: Host) -> None:
