@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from benchmarks.ollama import stand_in
 from benchmarks.peers import CATALOGUE, Place
 from benchmarks.process import Cores
 from benchmarks.server import Server, Servers, free_port
@@ -81,16 +82,25 @@ class Bench:
 
     @contextlib.contextmanager
     def starting(
-        self, name: str, body: bytes = b"", environment: Mapping[str, str] | None = None
+        self,
+        name: str,
+        body: bytes = b"",
+        environment: Mapping[str, str] | None = None,
+        models: int = 1,
     ) -> Iterator[Server]:
-        """A server just spawned on its core; ended, and its folder removed, on the way out."""
+        """A server just spawned on its core; ended, and its folder removed, on the way out.
+
+        One that needs an Ollama is given one, with `models` loaded.
+        """
         peer = CATALOGUE[name]
-        with tempfile.TemporaryDirectory(prefix="benchmarks-") as temporary:
+        with contextlib.ExitStack() as stack:
+            temporary = stack.enter_context(tempfile.TemporaryDirectory(prefix="benchmarks-"))
+            ollama = stack.enter_context(stand_in(models)) if peer.needs_ollama else ""
             folder = Path(temporary)
             port = free_port()
             server = Server(
                 name,
-                peer.command(Place(folder, port, body)),
+                peer.command(Place(folder, port, body, ollama)),
                 0 if peer.picks_its_port else port,
                 folder / "server.log",
                 self.cores.server,

@@ -10,10 +10,12 @@ from dataclasses import dataclass
 from typing import Callable, Optional
 
 from benchmarks.figures import Figures, Quantity
+from benchmarks.growth import Growth
 from benchmarks.measurements import (
     bursts,
     gpu_growth,
     idle,
+    model_growth,
     poller_growth,
     request_cost,
     resident_memory,
@@ -22,6 +24,8 @@ from benchmarks.measurements import (
 )
 
 FLAT = 1.25  # what "flat" and "linear" leave to noise
+# The goals of a whole agent hold without and with the collector for Ollama: key and text of each.
+AGENTS = {"agent": ("", ""), "agent, Ollama": ("-ollama", "; with Ollama")}
 
 
 @dataclass(frozen=True)
@@ -68,11 +72,11 @@ def at_most(quantity: Quantity, who: str, peer: str, limit: float) -> Judge:
     return judge
 
 
-def times_better(quantity: Quantity, peer: str, factor: float) -> Judge:
-    """`peer` needs at least `factor` times what the agent needs."""
+def times_better(quantity: Quantity, who: str, peer: str, factor: float) -> Judge:
+    """`peer` needs at least `factor` times what `who` needs."""
 
     def judge(figures: Figures) -> Outcome | None:
-        pair = _pair(figures, quantity, "agent", peer)
+        pair = _pair(figures, quantity, who, peer)
         if pair is None or pair[0] <= 0:
             return None
         ratio = pair[1] / pair[0]
@@ -81,11 +85,11 @@ def times_better(quantity: Quantity, peer: str, factor: float) -> Judge:
     return judge
 
 
-def within(quantity: Quantity, limit: float) -> Judge:
+def within(quantity: Quantity, limit: float, who: str = "agent") -> Judge:
     """The agent's own value is at most `limit`, in the quantity's unit."""
 
     def judge(figures: Figures) -> Outcome | None:
-        value = figures.median(quantity, "agent")
+        value = figures.median(quantity, who)
         if value is None:
             return None
         text = f"{quantity.show(value)} {quantity.unit}".strip()
@@ -94,13 +98,13 @@ def within(quantity: Quantity, limit: float) -> Judge:
     return judge
 
 
-def flat_besides_bytes(quantity: Quantity, nginx: Quantity) -> Judge:
-    """From 1 to 16 GPUs a request costs no more, besides what the longer answer costs nginx
+def flat_besides_bytes(quantity: Quantity, nginx: Quantity, few: str, many: str) -> Judge:
+    """From `few` to `many` a request costs no more, besides what the longer answer costs nginx
     (the tuned one, which copies the bytes as the agent must; sendfile does not)."""
 
     def judge(figures: Figures) -> Outcome | None:
-        agent = _pair(figures, quantity, "1 GPU", "16 GPUs")
-        floor = _pair(figures, nginx, "1 GPU", "16 GPUs")
+        agent = _pair(figures, quantity, few, many)
+        floor = _pair(figures, nginx, few, many)
         if agent is None or floor is None:
             return None
         price_of_bytes = max(0.0, floor[1] - floor[0])
@@ -114,7 +118,8 @@ def flat_besides_bytes(quantity: Quantity, nginx: Quantity) -> Judge:
 def linear_sampling(figures: Figures) -> Outcome | None:
     """Each GPU from the 9th to the 16th costs no more than each from the 2nd to the 8th."""
     one, eight, sixteen = (
-        figures.median(gpu_growth.SAMPLING, gpu_growth.subject(count)) for count in (1, 8, 16)
+        figures.median(gpu_growth.GROWTH.sampling, gpu_growth.subject(count))
+        for count in (1, 8, 16)
     )
     if one is None or eight is None or sixteen is None:
         return None
@@ -136,45 +141,48 @@ def _burst_goals() -> list[Goal]:
     return goals
 
 
-def _cost_goals() -> list[Goal]:
+def _cost_goals(who: str) -> list[Goal]:
     close, kept = request_cost.CLOSE_CPU, request_cost.KEPT_CPU
-    new = "CPU per request, new connection each time"
+    key, note = AGENTS[who]
+    new = f"CPU per request, new connection each time{note}"
     return [
-        Goal("close-nginx", new, "<= 1.5x nginx", at_most(close, "agent", "nginx", 1.5)),
+        Goal(f"close-nginx{key}", new, "<= 1.5x nginx", at_most(close, who, "nginx", 1.5)),
         Goal(
-            "close-prometheus-client",
+            f"close-prometheus-client{key}",
             new,
             ">= 15x better than prometheus_client",
-            times_better(close, "prometheus_client", 15.0),
+            times_better(close, who, "prometheus_client", 15.0),
         ),
         Goal(
-            "keep-alive-nginx",
-            "CPU per request, keep-alive",
+            f"keep-alive-nginx{key}",
+            f"CPU per request, keep-alive{note}",
             "<= 1.0x nginx",
-            at_most(kept, "agent", "nginx", 1.0),
+            at_most(kept, who, "nginx", 1.0),
         ),
     ]
 
 
-def _memory_goals() -> list[Goal]:
-    rss = resident_memory.END_RSS
-    what = "RSS after the scrapes, no GPU"
-    exporter = at_most(rss, "agent", "node_exporter", 0.75)
-    client = at_most(rss, "agent", "prometheus_client", 0.65)
+def _memory_goals(who: str) -> list[Goal]:
+    rss, growth = resident_memory.END_RSS, resident_memory.GROWTH
+    key, note = AGENTS[who]
+    what = f"RSS after the scrapes, no GPU{note}"
+    exporter = at_most(rss, who, "node_exporter", 0.75)
+    client = at_most(rss, who, "prometheus_client", 0.65)
     return [
-        Goal("rss-node-exporter", what, "<= 0.75x node_exporter", exporter),
-        Goal("rss-prometheus-client", what, "<= 0.65x prometheus_client", client),
-        Goal("rss-growth", what, "growth <= 0.5 MB", within(resident_memory.GROWTH, 0.5)),
+        Goal(f"rss-node-exporter{key}", what, "<= 0.75x node_exporter", exporter),
+        Goal(f"rss-prometheus-client{key}", what, "<= 0.65x prometheus_client", client),
+        Goal(f"rss-growth{key}", what, "growth <= 0.5 MB", within(growth, 0.5, who)),
     ]
 
 
-def _idle_goals() -> list[Goal]:
-    what = "idle CPU at a 1 s interval, no GPU"
+def _idle_goals(who: str) -> list[Goal]:
+    key, note = AGENTS[who]
+    what = f"idle CPU at a 1 s interval, no GPU{note}"
     peer = "prometheus_client, sampling"
-    ratio = at_most(idle.IDLE_CPU, "agent", peer, 0.8)
+    ratio = at_most(idle.IDLE_CPU, who, peer, 0.8)
     return [
-        Goal("idle-core", what, "<= 0.05 % of a core", within(idle.IDLE_CPU, 0.05)),
-        Goal("idle-prometheus-client", what, "<= 0.8x prometheus_client + psutil", ratio),
+        Goal(f"idle-core{key}", what, "<= 0.05 % of a core", within(idle.IDLE_CPU, 0.05, who)),
+        Goal(f"idle-prometheus-client{key}", what, "<= 0.8x prometheus_client + psutil", ratio),
     ]
 
 
@@ -189,22 +197,34 @@ def _siege_goals() -> list[Goal]:
     return [Goal(key, what, aim, within(column, limit)) for key, aim, column, limit in limits]
 
 
-def _start_and_growth_goals() -> list[Goal]:
-    start = at_most(startup.START_NET, "agent", "prometheus_client", 0.6)
-    close = flat_besides_bytes(gpu_growth.CLOSE_CPU, gpu_growth.NGINX_CLOSE_CPU)
-    kept = flat_besides_bytes(gpu_growth.KEPT_CPU, gpu_growth.NGINX_KEPT_CPU)
-    few, many = (poller_growth.subject(count) for count in (16, 1_000))
-    crowd = at_most(poller_growth.CLOSE_CPU, many, few, FLAT)
-    flat = f"<= {FLAT:g}x from 1 to 16 GPUs, besides the price of the bytes"
+def _start_goals(who: str) -> list[Goal]:
+    key, note = AGENTS[who]
     return [
         Goal(
-            "start",
-            "start to the first good answer",
+            f"start{key}",
+            f"start to the first good answer{note}",
             "<= 0.6x prometheus_client, besides the first CPU interval",
-            start,
-        ),
-        Goal("flat-gpus-close", "growth: cost per new-connection request", flat, close),
-        Goal("flat-gpus-keep-alive", "growth: cost per keep-alive request", flat, kept),
+            at_most(startup.START_NET, who, "prometheus_client", 0.6),
+        )
+    ]
+
+
+def _flat_goals(name: str, growth: Growth, few: str, many: str) -> list[Goal]:
+    aim = f"<= {FLAT:g}x from {few} to {many}, besides the price of the bytes"
+    close = flat_besides_bytes(growth.close, growth.nginx_close, few, many)
+    kept = flat_besides_bytes(growth.kept, growth.nginx_kept, few, many)
+    return [
+        Goal(f"flat-{name}-close", "growth: cost per new-connection request", aim, close),
+        Goal(f"flat-{name}-keep-alive", "growth: cost per keep-alive request", aim, kept),
+    ]
+
+
+def _growth_goals() -> list[Goal]:
+    few, many = (poller_growth.subject(count) for count in (16, 1_000))
+    crowd = at_most(poller_growth.CLOSE_CPU, many, few, FLAT)
+    return [
+        *_flat_goals("gpus", gpu_growth.GROWTH, *map(gpu_growth.subject, (1, 16))),
+        *_flat_goals("models", model_growth.GROWTH, *map(model_growth.subject, (1, 16))),
         Goal(
             "flat-pollers",
             "growth: cost per new-connection request",
@@ -221,10 +241,13 @@ def _start_and_growth_goals() -> list[Goal]:
 
 
 GOALS: Sequence[Goal] = (
-    *_cost_goals(),
-    *_memory_goals(),
-    *_idle_goals(),
+    *(
+        goal
+        for goals in (_cost_goals, _memory_goals, _idle_goals, _start_goals)
+        for who in AGENTS
+        for goal in goals(who)
+    ),
     *_burst_goals(),
     *_siege_goals(),
-    *_start_and_growth_goals(),
+    *_growth_goals(),
 )

@@ -11,9 +11,10 @@ import time
 from dataclasses import dataclass
 
 from benchmarks.process import open_files
-from benchmarks.server import HOST, PATH
+from benchmarks.server import HOST, PATH, Server
 
 REQUEST = f"GET {PATH} HTTP/1.1\r\nHost: {HOST}\r\nConnection: close\r\n\r\n".encode()
+CONNECTIONS = 16
 TIMEOUT = 5.0  # seconds without a single event before what is still open counts as failed
 
 _SECONDS = {"us": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0}
@@ -157,3 +158,10 @@ def percentile(values: list[float], percent: float) -> float:
     if not ranked:
         return float("nan")
     return ranked[min(len(ranked) - 1, int(len(ranked) * percent / 100.0))]
+
+
+def loaded(server: Server, seconds: int, connections: int, keep_alive: bool) -> tuple[float, Rate]:
+    """CPU microseconds per request, and what wrk saw."""
+    before = server.cpu_seconds()
+    rate = wrk(server.port, seconds, connections, keep_alive)
+    return (server.cpu_seconds() - before) / rate.requests * 1e6, rate

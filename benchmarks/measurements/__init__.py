@@ -12,6 +12,7 @@ from benchmarks.measurements import (
     bursts,
     gpu_growth,
     idle,
+    model_growth,
     poller_growth,
     request_cost,
     resident_memory,
@@ -54,6 +55,7 @@ MEASUREMENTS: dict[str, Measurement] = {
         slow_siege,
         startup,
         gpu_growth,
+        model_growth,
         poller_growth,
     )
 }

@@ -19,23 +19,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from benchmarks.bench import Bench
-from benchmarks.figures import Figures, Quantity
-from benchmarks.measurements.request_cost import CONNECTIONS, loaded
+from benchmarks.figures import Figures
+from benchmarks.growth import Growth
 from benchmarks.server import Server, ServerFailed
 
 TITLE = "Growth with the GPUs"
 COUNTS = (0, 1, 8, 16)
 DISCOVERY = 10.0  # seconds for the agent to show its GPUs
-SETTLE = 3.0  # seconds
 
-CLOSE_CPU = Quantity("new connection: CPU", "us/request")
-KEPT_CPU = Quantity("keep-alive: CPU", "us/request")
-NGINX_CLOSE_CPU = Quantity("tuned nginx, same bytes, new connection", "us/request")
-NGINX_KEPT_CPU = Quantity("tuned nginx, same bytes, keep-alive", "us/request")
-BYTES = Quantity("answer", "bytes", 0)
-SAMPLING = Quantity("idle CPU", "us/s", 0)
-RSS = Quantity("RSS", "MiB", 2)
-QUANTITIES = (CLOSE_CPU, KEPT_CPU, NGINX_CLOSE_CPU, NGINX_KEPT_CPU, BYTES, SAMPLING, RSS)
+GROWTH = Growth()
+QUANTITIES = GROWTH.quantities
 
 
 def subject(count: int) -> str:
@@ -47,9 +40,8 @@ def measure(bench: Bench, figures: Figures) -> None:
         figures.note(["Growth with the GPUs was skipped: gcc is missing: apt-get install gcc."])
         return
     with contextlib.ExitStack() as stack:
-        agents = {n: stack.enter_context(agent_with(bench, n)) for n in COUNTS}
-        measure_sampling(bench, figures, agents)
-        measure_requests(bench, figures, agents, stack)
+        agents = {subject(n): stack.enter_context(agent_with(bench, n)) for n in COUNTS}
+        GROWTH.measure(bench, figures, agents)
 
 
 @contextlib.contextmanager
@@ -73,37 +65,3 @@ def agent_with(bench: Bench, count: int) -> Iterator[Server]:
                     raise ServerFailed(f"the agent never showed {subject(count)}: {server.log()}")
                 time.sleep(0.1)
             yield server
-
-
-def measure_sampling(bench: Bench, figures: Figures, agents: dict[int, Server]) -> None:
-    time.sleep(SETTLE)
-    for turn in range(bench.pace.idle_windows):
-        bench.progress(f"idle window {turn + 1} of {bench.pace.idle_windows}")
-        began = time.monotonic()
-        before = {count: server.cpu_seconds() for count, server in agents.items()}
-        time.sleep(bench.pace.idle_window)
-        for count, server in agents.items():
-            spent = server.cpu_seconds() - before[count]
-            figures.record(SAMPLING, subject(count), spent / (time.monotonic() - began) * 1e6)
-
-
-def measure_requests(
-    bench: Bench, figures: Figures, agents: dict[int, Server], stack: contextlib.ExitStack
-) -> None:
-    servers: list[tuple[int, Server, Quantity, Quantity]] = []
-    for count, server in agents.items():
-        body = server.body()
-        figures.record(BYTES, subject(count), len(body))
-        servers.append((count, server, CLOSE_CPU, KEPT_CPU))
-        for name in bench.present("nginx, tuned"):
-            nginx = stack.enter_context(bench.starting(name, body))
-            nginx.first_answer()
-            servers.append((count, nginx, NGINX_CLOSE_CPU, NGINX_KEPT_CPU))
-    for turn in range(bench.pace.growth_rounds):
-        bench.progress(f"requests, round {turn + 1} of {bench.pace.growth_rounds}")
-        for count, server, close, kept in servers:
-            for quantity, keep_alive in ((close, False), (kept, True)):
-                cost, _ = loaded(server, bench.pace.growth_seconds, CONNECTIONS, keep_alive)
-                figures.record(quantity, subject(count), cost)
-    for count, server in agents.items():
-        figures.record(RSS, subject(count), server.memory().rss)

@@ -1,6 +1,7 @@
 """CPU time of servers that nobody asks: percent of a core, all at once over the same quiet windows.
 
 The agent samples once a second by default; so does the prometheus_client peer here, in a thread.
+Ollama is asked every 5 s, which is once in each window.
 """
 
 from __future__ import annotations
@@ -16,7 +17,14 @@ SETTLE = 3.0  # seconds between the last request and the first window
 IDLE_CPU = Quantity("idle CPU", "% of a core", 4)
 IDLE_COST = Quantity("CPU", "us/s", 0)
 QUANTITIES = (IDLE_CPU, IDLE_COST)
-PEERS = ("agent", "prometheus_client, sampling", "nginx", "node_exporter", "ThreadingHTTPServer")
+PEERS = (
+    "agent",
+    "agent, Ollama",
+    "prometheus_client, sampling",
+    "nginx",
+    "node_exporter",
+    "ThreadingHTTPServer",
+)
 
 
 def measure(bench: Bench, figures: Figures) -> None:

@@ -11,11 +11,9 @@ from __future__ import annotations
 
 from benchmarks.bench import Bench
 from benchmarks.figures import Figures, Quantity
-from benchmarks.load import Rate, wrk
-from benchmarks.server import Server
+from benchmarks.load import CONNECTIONS, loaded
 
 TITLE = "Cost of a request"
-CONNECTIONS = 16
 
 CLOSE_CPU = Quantity("new connection: CPU", "us/request")
 CLOSE_RATE = Quantity("requests", "1/s", 0)
@@ -39,6 +37,7 @@ QUANTITIES = (
 )
 PEERS = (
     "agent",
+    "agent, Ollama",
     "nginx",
     "nginx, tuned",
     "prometheus_client",
@@ -72,10 +71,3 @@ def measure(bench: Bench, figures: Figures) -> None:
                     figures.record(KEPT_P50, name, rate.p50 * 1e3)
                     figures.record(KEPT_P99, name, rate.p99 * 1e3)
                 figures.record(ERRORS, name, errors)
-
-
-def loaded(server: Server, seconds: int, connections: int, keep_alive: bool) -> tuple[float, Rate]:
-    """CPU microseconds per request, and what wrk saw."""
-    before = server.cpu_seconds()
-    rate = wrk(server.port, seconds, connections, keep_alive)
-    return (server.cpu_seconds() - before) / rate.requests * 1e6, rate

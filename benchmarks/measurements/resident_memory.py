@@ -26,7 +26,14 @@ END_USS = Quantity("USS", "MiB", 2)
 SCRAPES = Quantity("good scrapes", "", 0)
 FAILED = Quantity("failed", "", 0)
 QUANTITIES = (START_RSS, END_RSS, GROWTH, END_PSS, END_USS, SCRAPES, FAILED)
-PEERS = ("agent", "nginx", "prometheus_client", "node_exporter", "ThreadingHTTPServer")
+PEERS = (
+    "agent",
+    "agent, Ollama",
+    "nginx",
+    "prometheus_client",
+    "node_exporter",
+    "ThreadingHTTPServer",
+)
 
 
 def measure(bench: Bench, figures: Figures) -> None:

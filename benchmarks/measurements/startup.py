@@ -13,7 +13,7 @@ TITLE = "Start to the first good answer"
 START = Quantity("first answer after", "ms", 0)
 START_NET = Quantity("besides the first CPU interval", "ms", 0)
 QUANTITIES = (START, START_NET)
-PEERS = ("agent", "prometheus_client")
+PEERS = ("agent", "agent, Ollama", "prometheus_client")
 
 
 def measure(bench: Bench, figures: Figures) -> None:
@@ -24,6 +24,6 @@ def measure(bench: Bench, figures: Figures) -> None:
             with bench.starting(name) as server:
                 seconds = server.first_answer()
             if turn >= 0:
-                waited = bench.first_interval if name == "agent" else 0.0
+                waited = bench.first_interval if name.startswith("agent") else 0.0
                 figures.record(START, name, seconds * 1e3)
                 figures.record(START_NET, name, (seconds - waited) * 1e3)

@@ -16,11 +16,12 @@ SYSTEM_PATHS = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 @dataclass(frozen=True)
 class Place:
-    """What a server is given: a folder of its own, a free port, and the agent's answer."""
+    """What a server is given: a folder of its own, a free port, the agent's answer, an Ollama's URL."""
 
     folder: Path
     port: int
     body: bytes
+    ollama: str = ""
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,7 @@ class Peer:
     missing: Callable[[], str | None]
     command: Callable[[Place], list[str]]
     picks_its_port: bool = False
+    needs_ollama: bool = False
 
 
 def program(name: str) -> str | None:
@@ -59,11 +61,21 @@ def missing_modules(*names: str) -> Callable[[], str | None]:
     return look
 
 
-def agent(place: Place) -> list[str]:
+def agent(place: Place, *ollama: str) -> list[str]:
     state = place.folder / "state"
     state.mkdir()
     where = ["--listen", "127.0.0.1:0", "--state-dir", str(state)]
-    return [sys.executable, "-I", "-m", "ollama_metrics", "serve", *where]
+    return [sys.executable, "-I", "-m", "ollama_metrics", "serve", *where, *ollama]
+
+
+def agent_alone(place: Place) -> list[str]:
+    return agent(place, "--ollama", "none")
+
+
+def agent_with_ollama(place: Place) -> list[str]:
+    log = place.folder / "ollama.log"
+    log.touch()
+    return agent(place, "--ollama", place.ollama, "--ollama-log", f"file:{log}")
 
 
 AS_SHIPPED = "sendfile on; tcp_nopush on;"  # what Debian's nginx.conf says
@@ -116,10 +128,19 @@ CATALOGUE: dict[str, Peer] = {
     for peer in (
         Peer(
             "agent",
-            "python -m ollama_metrics serve, defaults",
+            "python -m ollama_metrics serve --ollama none: no collector for Ollama",
             missing_modules("ollama_metrics"),
-            agent,
+            agent_alone,
             picks_its_port=True,
+        ),
+        Peer(
+            "agent, Ollama",
+            "the same with --ollama URL --ollama-log FILE: a stand-in for Ollama, asked every 5 s,"
+            " with one model",
+            missing_modules("ollama_metrics"),
+            agent_with_ollama,
+            picks_its_port=True,
+            needs_ollama=True,
         ),
         Peer(
             "nginx",
