@@ -16,6 +16,7 @@ from .option_values import (
     Address,
     one_of,
     parse_address,
+    parse_cgroup,
     parse_gpus,
     parse_log,
     parse_ollama,
@@ -207,11 +208,11 @@ SETTINGS: tuple[Setting, ...] = (
     ),
     Setting(
         "--ollama-log",
-        "none|journal:UNIT|file:PATH",
+        "none|journal:UNIT|file:/PATH",
         Config.ollama_log,
         "none",
         "Ollama's log, to count its requests and errors: the journal of its unit (journal:ollama.service) or a file.",
-        "give none, journal:UNIT or file:PATH, such as journal:ollama.service",
+        "give none, journal:UNIT or file:/PATH, such as journal:ollama.service",
         parse_log,
     ),
     Setting(
@@ -221,8 +222,8 @@ SETTINGS: tuple[Setting, ...] = (
         "auto",
         "cgroup that Ollama runs in, such as /sys/fs/cgroup/system.slice/ollama.service. "
         "auto looks for the process that listens on Ollama's port.",
-        "give auto, none or the path of a cgroup",
-        parse_path,
+        "give auto, none or the path of a cgroup, without ..",
+        parse_cgroup,
     ),
     Setting(
         "--ollama-ignore",

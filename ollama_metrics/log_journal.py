@@ -29,8 +29,8 @@ _PATIENCE = 1.0
 _PATIENTLY = (0, signal.SIGTERM, signal.SIGKILL)
 # Lines of journalctl's own that versions before 251 begin with.
 _JOURNALCTL_BEGINS = (b"-- Journal begins at ", b"-- Logs begin at ")
-# Python has some of these ignored, and whoever started the agent may have had others: that is inherited.
-_DEFAULT_SIGNALS = (signal.SIGPIPE, signal.SIGXFSZ, signal.SIGHUP, signal.SIGINT, signal.SIGTERM)
+_SYSTEMCTL = ("/usr/bin/systemctl", "/bin/systemctl")
+_ANSWER_SECONDS = 10.0
 
 
 class _Journalctl:
@@ -47,22 +47,8 @@ class _Journalctl:
             with contextlib.suppress(OSError):
                 fcntl.fcntl(out, _F_SETPIPE_SZ, _PIPE_BYTES)
             # Not --quiet: it would be silent, too, about a journal that it may not read.
-            self._pid = os.posix_spawn(
-                program,
-                [
-                    *("journalctl", "--follow", "--lines=0", "--output=cat", "--no-pager"),
-                    f"--unit={unit}",
-                ],
-                _ENVIRONMENT,
-                file_actions=[
-                    (os.POSIX_SPAWN_DUP2, out, 1),
-                    (os.POSIX_SPAWN_DUP2, err, 2),
-                    (os.POSIX_SPAWN_OPEN, 0, "/dev/null", os.O_RDONLY, 0),
-                ],
-                # A sampler's thread blocks signals, and what is blocked is inherited.
-                setsigmask=(),
-                setsigdef=_DEFAULT_SIGNALS,
-            )
+            options = ("--follow", "--lines=0", "--output=cat", "--no-pager", f"--unit={unit}")
+            self._pid = _spawn(program, options, out, err)
             self._pipes = undo.pop_all()
 
     def read(self, most: int) -> Iterator[bytes]:
@@ -111,8 +97,37 @@ class _Journalctl:
         return self._lines.end(), _reaped(self._pid, at_once=not self.ended)
 
 
+class _Systemctl:
+    """One question to systemd that is on its way: whether it knows a unit."""
+
+    def __init__(self, program: str, unit: str) -> None:
+        """Ask. Raises OSError."""
+        with contextlib.ExitStack() as undo, contextlib.ExitStack() as theirs:
+            self._out, out = _pipe(undo, theirs)
+            options = ("show", "--property=LoadState", "--value", unit)
+            self._pid = _spawn(program, options, out)
+            self._pipes = undo.pop_all()
+
+    def answer(self) -> Optional[bytes]:
+        """What it has said, nothing where it cannot tell; None while it has not made up its mind."""
+        said = _read(self._out)
+        if said is not None:
+            self.end(at_once=False)
+            return said.strip()
+        return None
+
+    def end(self, at_once: bool = True) -> None:
+        """End it and wait for that."""
+        self._out = -1
+        self._pipes.close()
+        _reaped(self._pid, at_once)
+
+
 class JournalFollower:
     """Follows the journal of `unit` through a journalctl of its own, which starts with the first `read`.
+
+    A unit that does not exist has no lines, as one that is idle: systemd is asked once whether it
+    knows the unit, and while it does not and no line has come, that is an error.
 
     When that ends it is started again with back-off; what is logged meanwhile is not counted, and
     the error says so. It ends by itself when the agent is gone, since nobody reads its output then.
@@ -125,10 +140,15 @@ class JournalFollower:
         programs: Sequence[str] = _JOURNALCTL,
         clock: Callable[[], float] = time.monotonic,
         most: int = MOST_BYTES,
+        systemctl: Sequence[str] = _SYSTEMCTL,
     ) -> None:
         self.unit = unit
         self._programs, self._clock, self._most = programs, clock, most
         self._running: Optional[_Journalctl] = None
+        self._systemctl, self._asked = systemctl, False
+        self._asking: Optional[_Systemctl] = None
+        self._answer_until = 0.0
+        self._unknown = False
         self._backoff = self._again_at = self._started_at = 0.0
         self._problem = ""
 
@@ -141,11 +161,14 @@ class JournalFollower:
             if self._clock() < self._again_at:
                 raise CollectorError(self._problem)
             self._running = self._start()
+            self._ask()
         running = self._running
         for block in running.read(self._most):
             if block:
+                self._know()
                 yield block
         if not running.ended and not running.refused:
+            self._look()
             return
         self._running = None
         block, status = running.end()
@@ -160,9 +183,44 @@ class JournalFollower:
         if self._running is not None:
             self._running.end()
             self._running = None
+        self._know()
+        self._asked = False
+
+    def _ask(self) -> None:
+        """Ask systemd for the unit, unless it was asked before."""
+        if self._asked:
+            return
+        self._asked = True
+        for program in self._systemctl:
+            try:
+                self._asking = _Systemctl(program, self.unit)
+            except OSError:
+                continue  # without a systemctl, or a process to be had, nothing is said
+            self._answer_until = self._clock() + _ANSWER_SECONDS
+            return
+
+    def _look(self) -> None:
+        """Raise CollectorError where systemd has answered that it knows no such unit."""
+        if self._asking is not None:
+            answer = self._asking.answer()
+            if answer is not None:
+                self._asking, self._unknown = None, answer == b"not-found"
+            elif self._clock() >= self._answer_until:
+                self._know()
+        if self._unknown:
+            raise CollectorError(
+                f"no unit of that name is known to systemd: {self.unit}; name the unit that Ollama runs as"
+            )
+
+    def _know(self) -> None:
+        """It has a line, and so it exists, whatever systemd says; or systemd is not waited for any longer."""
+        self._unknown = False
+        if self._asking is not None:
+            self._asking.end()
+            self._asking = None
 
     def _start(self) -> _Journalctl:
-        problem = "journalctl is not installed; follow a file instead (file:PATH)"
+        problem = "journalctl is not installed; follow a file instead (file:/PATH)"
         for program in self._programs:
             try:
                 self._started_at = self._clock()
@@ -170,7 +228,7 @@ class JournalFollower:
             except FileNotFoundError:
                 continue
             except OSError as error:
-                problem = f"{program} cannot be started ({error.strerror}); follow a file instead (file:PATH)"
+                problem = f"{program} cannot be started ({error.strerror}); follow a file instead (file:/PATH)"
         raise self._failure(problem)
 
     def _failure(self, problem: str) -> CollectorError:
@@ -178,6 +236,27 @@ class JournalFollower:
         self._backoff = backed_off(self._backoff)
         self._again_at = self._clock() + self._backoff
         return CollectorError(problem)
+
+
+def _spawn(program: str, options: Sequence[str], out: int, err: Optional[int] = None) -> int:
+    """Start a program that inherits nothing but these descriptors; its process id. Raises OSError."""
+    null = "/dev/null"
+    return os.posix_spawn(
+        program,
+        [os.path.basename(program), *options],
+        _ENVIRONMENT,
+        file_actions=[
+            (os.POSIX_SPAWN_DUP2, out, 1),
+            (os.POSIX_SPAWN_OPEN, 2, null, os.O_WRONLY, 0)
+            if err is None
+            else (os.POSIX_SPAWN_DUP2, err, 2),
+            (os.POSIX_SPAWN_OPEN, 0, null, os.O_RDONLY, 0),
+        ],
+        # A sampler's thread blocks signals, Python has some ignored, and whoever started the agent may
+        # have had any: that is inherited.
+        setsigmask=(),
+        setsigdef=signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP},
+    )
 
 
 def _pipe(undo: contextlib.ExitStack, theirs: contextlib.ExitStack) -> tuple[int, int]:

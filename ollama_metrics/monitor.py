@@ -12,9 +12,10 @@ import os
 import threading
 import time
 import weakref
+from dataclasses import replace
 
 from .errors import CollectorError, OllamaDown, OllamaError
-from .monitor_sources import Gpus, Ollama, Runners
+from .monitor_sources import Gpus, Ollama, Runners, asks_at
 from .monitor_values import (
     converted,
     empty_status,
@@ -77,7 +78,7 @@ class OllamaGPUMonitor:
             raise ValueError("background_refresh_interval is seconds, more than 0")
         if not retry_attempts >= 1:
             raise ValueError("retry_attempts is 1 or more")
-        url = _ollama_host(needed=ollama_client is None)
+        url = _ollama_host() if ollama_client is None else asks_at(ollama_client)
         self._ollama = Ollama(ollama_client, url or DEFAULT, retry_attempts, retry_delay)
         self._gpus, self._runners = Gpus(), Runners(url)
         self._flights = Flights(cache_duration)
@@ -190,10 +191,13 @@ class OllamaGPUMonitor:
         """End the background refresh and all that is on its way, and give NVML back; in under a second.
 
         Who waits for a value gets a RuntimeError, and so does every later call. A call that hangs in
-        the driver or in a client of yours is left to a daemon thread, which ends with that call.
+        the driver, in the system's resolver or in a client of yours is left to a daemon thread, which
+        ends with that call.
         """
         self._enough.set()
         self._flights.close()
+        self._ollama.end()
+        self._runners.end()
         self._join()
         self._gpus.close()
 
@@ -240,7 +244,12 @@ class OllamaGPUMonitor:
         except CollectorError:
             pass  # the reason that place() gives tells it
         weights = {name: known for (name, _), known in self._weights.items() if known is not None}
-        placements = place(models, weights, (yield runners), found)
+        seen, why = yield runners
+        placements = place(models, weights, seen, found)
+        if why:
+            placements = tuple(
+                one if one.placement_known else replace(one, unknown=why) for one in placements
+            )
         return usage_entries(models, placements, found, self.default_memory_unit)
 
     def _status(self, include_gpu: bool = True) -> Steps[MonitorStatus]:
@@ -357,15 +366,13 @@ def _follow(monitor: weakref.ref[OllamaGPUMonitor], models: Future[Any]) -> None
             one._begin_weights(models.result(), wanted=False)
 
 
-def _ollama_host(needed: bool) -> Optional[OllamaUrl]:
-    """Where OLLAMA_HOST leads; what cannot be used is None, or where it is `needed` a ValueError."""
+def _ollama_host() -> OllamaUrl:
+    """Where OLLAMA_HOST leads. Raises ValueError."""
     host = os.environ.get("OLLAMA_HOST", "").strip()
     try:
         return from_ollama_host(host) if host else DEFAULT
     except ValueError as error:
-        if needed:
-            raise ValueError(f"OLLAMA_HOST={host} cannot be used: {error}") from None
-        return None
+        raise ValueError(f"OLLAMA_HOST={host} cannot be used: {error}") from None
 
 
 def _refresh(

@@ -7,6 +7,7 @@ who shares them, is not known here.
 from __future__ import annotations
 
 import contextlib
+import socket
 import sys
 import threading
 from itertools import count
@@ -16,6 +17,7 @@ from .expectation import Expectation
 from .gpu_collector import GpuCollector
 from .ollama_api import OllamaApi, models_in
 from .ollama_processes import OllamaProcesses, is_of_this_host
+from .ollama_url import parse_url
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -71,35 +73,89 @@ class Gpus:
                 self._lock.release()
 
 
-class Runners:
-    """Ollama's processes on this host and what they serve, by the address that OLLAMA_HOST names.
+class Questions(OllamaApi):
+    """Ollama's API, asked by threads; another one can end all questions, for good."""
 
-    `url` is None where nothing can be asked there: a client of the user's does not tell where it asks.
+    def __init__(self, url: OllamaUrl) -> None:
+        super().__init__(url, opened=self._note)
+        self._lock = threading.Lock()
+        self._sockets: list[socket.socket] = []
+        self._ended = False
+
+    def end(self) -> None:
+        """Who asks gets an OllamaDown at once, but for one who waits for the resolver."""
+        with self._lock:
+            self._ended = True
+            for one in self._sockets:
+                with contextlib.suppress(OSError):  # it is not connected, or closed by now
+                    one.shutdown(socket.SHUT_RDWR)
+            self._sockets.clear()
+
+    def _note(self, one: socket.socket) -> None:
+        with self._lock:
+            if self._ended:
+                raise OSError("the monitor is closed")
+            others = [other for other in self._sockets if other.fileno() >= 0 and other is not one]
+            self._sockets = [*others, one]
+
+
+def asks_at(client: OllamaClient) -> Optional[OllamaUrl]:
+    """Where an official client asks; None for another one, and for an address that is not one of http."""
+    base = getattr(getattr(client, "_client", None), "base_url", None)
+    try:
+        return parse_url(str(base)) if base is not None else None
+    except ValueError:
+        return None
+
+
+class Runners:
+    """Ollama's processes on this host and what they serve, by the address where Ollama is asked.
+
+    `url` is None where that is not known.
     """
 
     def __init__(self, url: Optional[OllamaUrl]) -> None:
         self._lock = threading.Lock()
         self._url = url
-        self._api = OllamaApi(url) if url is not None else None
+        self._api = Questions(url) if url is not None else None
         self._processes: Optional[OllamaProcesses] = None
 
-    def read(self) -> Optional[tuple[Runner, ...]]:
-        """The processes that serve a model; None where they cannot be seen."""
+    def read(self) -> tuple[Optional[tuple[Runner, ...]], str]:
+        """The processes that serve a model; else None, and why, where Ollama is not known to be on this host."""
         with self._lock:
+            why = self._elsewhere()
+            if why or self._url is None:
+                return None, why
             if self._processes is None:
-                # By the flight's own thread, for a name is looked up.
-                if self._url is None or not is_of_this_host(self._url.host):
-                    return None
                 self._processes = OllamaProcesses(self._url.port, cgroup="none")
             try:
                 self._processes.connections()
-                return self._processes.runners()
+                return self._processes.runners(), ""
             except CollectorError:
-                return None
+                return None, ""
 
     def weights_of(self, name: str) -> Optional[str]:
-        """The digest of a model's weights, None where Ollama does not name them. Raises OllamaError."""
-        return self._api.weights_of(name) if self._api is not None else None
+        """The digest of a model's weights, None where Ollama does not name them. Raises OllamaError.
+
+        Only an Ollama of this host is asked: of another's models nobody here is the runner.
+        """
+        why = self._elsewhere()
+        if why or self._api is None:
+            raise OllamaDown(why)
+        return self._api.weights_of(name)
+
+    def _elsewhere(self) -> str:
+        """Why Ollama is not known to be on this host, empty where it is; looks up a name."""
+        if self._url is None:
+            return "the client tells no http address of Ollama's"
+        if self._processes is None and not is_of_this_host(self._url.host):
+            return f"{self._url.host}, where Ollama is asked, is no address of this host"
+        return ""
+
+    def end(self) -> None:
+        """End the question that is on its way."""
+        if self._api is not None:
+            self._api.end()
 
 
 class Ollama:
@@ -112,7 +168,7 @@ class Ollama:
     def __init__(
         self, client: Optional[OllamaClient], url: OllamaUrl, attempts: int, delay: float
     ) -> None:
-        self._api, self._client = OllamaApi(url), client
+        self._api, self._client = Questions(url), client
         self._attempts, self._delay = attempts, delay
         self.is_async = False
         if client is not None:
@@ -151,6 +207,10 @@ class Ollama:
                     raise
                 await asyncio.sleep(pause)
         raise AssertionError
+
+    def end(self) -> None:
+        """End the own reader's question that is on its way."""
+        self._api.end()
 
     def _pause(self, attempt: int, error: OllamaError) -> Optional[float]:
         """How long to wait after this attempt (from 1); None where another one is of no use."""

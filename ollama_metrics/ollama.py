@@ -165,7 +165,7 @@ class LogReading:
 
 @dataclass(frozen=True)
 class Part:
-    """One part of a reading: how its own reading goes, and when it last went well (monotonic seconds)."""
+    """One part of a reading: how its own reading goes, and when its value was last read (monotonic seconds)."""
 
     health: CollectorHealth
     read_at: Optional[float] = None

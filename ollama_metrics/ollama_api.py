@@ -19,6 +19,7 @@ from .ollama_url import OllamaUrl
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from socket import socket
     from typing import Any, Callable, Optional
 
 MOST_MODELS = 256
@@ -36,14 +37,19 @@ _DAYS_TO_1970 = 365 * 1970 + 1969 // 4 - 1969 // 100 + 1969 // 400
 
 
 class OllamaApi:
-    """Asks the Ollama at `url`, which has `seconds` for each answer.
+    """Asks the Ollama at `url`, which has `seconds` for each answer; `opened` hears of each connection.
 
     Every method raises OllamaDown where nobody answers in time, and OllamaAnswer where the answer is
     not Ollama's.
     """
 
-    def __init__(self, url: OllamaUrl, seconds: float = 5.0) -> None:
-        self._url, self._seconds = url, seconds
+    def __init__(
+        self,
+        url: OllamaUrl,
+        seconds: float = 5.0,
+        opened: Optional[Callable[[socket], None]] = None,
+    ) -> None:
+        self._url, self._seconds, self._opened = url, seconds, opened
         self._parse = _parser()
 
     def version(self) -> tuple[str, float]:
@@ -72,7 +78,14 @@ class OllamaApi:
         return weights_in(document, f"{self._url}/api/show")
 
     def _ask(self, path: str, most: int, body: Optional[bytes] = None) -> tuple[Any, float]:
-        answer, rtt = exchange(self._url, path, body=body, seconds=self._seconds, most_bytes=most)
+        answer, rtt = exchange(
+            self._url,
+            path,
+            body=body,
+            seconds=self._seconds,
+            most_bytes=most,
+            opened=self._opened,
+        )
         return _document(self._parse, answer, f"{self._url}{path}"), rtt
 
 

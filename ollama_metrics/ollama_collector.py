@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from .ollama_processes import OllamaProcesses
     from .ollama_url import OllamaUrl
 
+# The cgroup's figures are for graphs, and cost a file each.
+_CGROUP_SECONDS = 15.0
 # What a part has read is shown for as long after its last good reading.
 _KEEP_SECONDS = 120.0
 # While an expected Ollama does not answer it is asked again this soon.
@@ -37,6 +39,14 @@ _SLOTS_SECONDS = 1.0
 CYCLE_SECONDS = 3 * ANSWER_SECONDS + 2 * _SLOTS_SECONDS
 
 
+class ReadInPart(CollectorError):
+    """A part that failed after it had read something: `value` is what is known of it now."""
+
+    def __init__(self, sentence: str, value: Any) -> None:
+        super().__init__(sentence)
+        self.value = value
+
+
 class OllamaLog:
     """Ollama's log and what was counted of it; `follower` gives the new lines, `tally` counts them."""
 
@@ -44,9 +54,19 @@ class OllamaLog:
         self._follower, self._tally = follower, tally
 
     def read(self, now: float) -> LogReading:
-        """What has been counted until now, the new lines included. Raises CollectorError."""
-        for block in self._follower.read():
-            self._tally.lines(block)
+        """What has been counted until now, the new lines included.
+
+        Raises CollectorError, and ReadInPart where there were new lines in spite of it.
+        """
+        counted = False
+        try:
+            for block in self._follower.read():
+                self._tally.lines(block)
+                counted = True
+        except CollectorError as error:
+            if not counted:
+                raise
+            raise ReadInPart(str(error), self._tally.reading(now)) from None
         return self._tally.reading(now)
 
     def close(self) -> None:
@@ -61,7 +81,8 @@ class OllamaCollector:
     `grace` for how many an expected Ollama may be starting. `processes` finds Ollama's connections,
     processes and cgroup; None where `url` is not this host's. `log` is read, if there is one, by every
     cycle. `failures` is how many checks in a row a program before this one has seen fail in the same
-    process, None where it never saw Ollama answer.
+    process, None where it never saw Ollama answer. `say(level, sentence)` hears when a part of an Ollama
+    that answers cannot be read any more, and when it can again.
     """
 
     def __init__(
@@ -74,12 +95,15 @@ class OllamaCollector:
         processes: Optional[OllamaProcesses] = None,
         log: Optional[OllamaLog] = None,
         failures: Optional[int] = None,
+        say: Callable[[str, str], object] = lambda _level, _sentence: None,
         clock: Callable[[], float] = time.monotonic,
         wall: Callable[[], float] = time.time,
     ) -> None:
         self.url, self._expectation, self._interval = str(url), expectation, interval
         self._ask_slots, self._processes, self._log = ask_slots, processes, log
-        self._clock, self._wall = clock, wall
+        self._clock, self._wall, self._say = clock, wall, say
+        self._told: set[str] = set()  # the parts of which it was said that they cannot be read
+        self._cgroup_at = float("-inf")
         self._api = OllamaApi(url, ANSWER_SECONDS)
         self._waits_until = clock() + grace
         self._version: Optional[str] = None
@@ -92,7 +116,6 @@ class OllamaCollector:
 
     def collect(self) -> OllamaReading:
         """One reading; raises nothing that is foreseen."""
-        begun = self._clock()
         rtt: Optional[float] = None
         answer = self._part("ollama", self._api.version)
         error = self._parts["ollama"].health.error or ""
@@ -114,7 +137,7 @@ class OllamaCollector:
             active = self._fresh("ollama_connections", processes.connections)
             runners = self._fresh("ollama_processes", processes.runners)
             if processes.has_cgroup:
-                cgroup = self._part("ollama_cgroup", processes.cgroup)
+                cgroup = self._cgroup(processes)
         slots = None
         if self._ask_slots and up and any(runner.port is not None for runner in runners or ()):
             slots = self._fresh("ollama_slots", lambda: self._slots(runners or ()))
@@ -125,10 +148,8 @@ class OllamaCollector:
             follow = self._log.read
             log = self._part("ollama_log", lambda: follow(self._clock()))
         # A dead Ollama is looked at often; one that was never there, and one that is well, are not.
-        hurried = self._expectation.expected and not up
-        self.pause = (
-            AGAIN_SECONDS if hurried else max(0.0, self._interval - (self._clock() - begun))
-        )
+        self.pause = AGAIN_SECONDS if self._expectation.expected and not up else self._interval
+        self._tell(up)
         return OllamaReading(
             url=self.url,
             up=up,
@@ -168,6 +189,15 @@ class OllamaCollector:
                 break
         return models
 
+    def _cgroup(self, processes: OllamaProcesses) -> Optional[CgroupUsage]:
+        if "ollama_cgroup" in self._values and self._clock() - self._cgroup_at < _CGROUP_SECONDS:
+            value: CgroupUsage = self._values["ollama_cgroup"]
+            return value
+        usage: Optional[CgroupUsage] = self._part("ollama_cgroup", processes.cgroup)
+        if self._is_fresh("ollama_cgroup"):
+            self._cgroup_at = self._clock()
+        return usage
+
     def _blobs(self, models: tuple[Model, ...]) -> tuple[tuple[str, str], ...]:
         found = ((model.name, self._weights.get((model.name, model.digest))) for model in models)
         return tuple((name, blob) for name, blob in found if blob is not None)
@@ -200,6 +230,16 @@ class OllamaCollector:
         value = self._part(name, read)
         return value if self._is_fresh(name) else None
 
+    def _tell(self, up: bool) -> None:
+        """Say which parts have failed since the last cycle, and which are back. Of Ollama itself the verdict speaks."""
+        for name, part in self._parts.items():
+            if part.health.success and name in self._told:
+                self._told.remove(name)
+                self._say("info", f"{name}: readings are back")
+            elif up and not part.health.success and name not in self._told and name != "ollama":
+                self._told.add(name)
+                self._say("warning", f"{name}: {part.health.error}")
+
     def _is_fresh(self, name: str) -> bool:
         return self._parts[name].health.success
 
@@ -224,6 +264,9 @@ class OllamaCollector:
                 failures_total=before.health.failures_total + 1,
                 error=why,
             )
+            if isinstance(error, ReadInPart):
+                before = replace(before, read_at=self._clock())
+                self._values[name] = error.value
             self._parts[name] = replace(before, health=health)
             if before.read_at is None or begun - before.read_at > _KEEP_SECONDS:
                 self._values.pop(name, None)

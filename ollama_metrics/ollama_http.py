@@ -36,12 +36,14 @@ def exchange(
     most_bytes: int = MOST_BYTES,
     clock: Callable[[], float] = time.monotonic,
     look_up: Callable[..., Any] = socket.getaddrinfo,
+    opened: Optional[Callable[[socket.socket], None]] = None,
 ) -> tuple[bytes, float]:
     """GET `path`, or POST the JSON `body` to it: the body of a 200 answer, and the seconds that it took.
 
     `seconds` is the limit for the whole of it, from connecting to the last byte of at most
     `most_bytes`. Looking up a host that is a name comes before that: `look_up` takes what the system's
-    resolver takes. Redirects are not followed.
+    resolver takes. Redirects are not followed. `opened` gets each socket before it connects and
+    when it has: another thread that shuts it down ends the question, and so does an OSError of `opened`.
 
     Raises OllamaDown where nobody answers in full, OllamaAnswer for any answer that is no 200 or no
     HTTP. Their texts have the address and a reason, and no word of what was answered: it may be private.
@@ -61,7 +63,7 @@ def exchange(
     try:
         addresses = _addresses(url, look_up)
         begun = clock()
-        reader = _Reader(asked, begun + seconds, clock)
+        reader = _Reader(asked, begun + seconds, clock, opened)
         try:
             reader.connect(addresses)
             reader.send(request)
@@ -98,8 +100,14 @@ def _reason(error: OSError) -> str:
 class _Reader:
     """A connection, and what was received on it and not yet read. Raises OSError besides what is named."""
 
-    def __init__(self, asked: str, until: float, clock: Callable[[], float]) -> None:
-        self._asked, self._until, self._clock = asked, until, clock
+    def __init__(
+        self,
+        asked: str,
+        until: float,
+        clock: Callable[[], float],
+        opened: Optional[Callable[[socket.socket], None]],
+    ) -> None:
+        self._asked, self._until, self._clock, self._opened = asked, until, clock, opened
         self._socket: Optional[socket.socket] = None
         self._request = b""
         self._buffer = bytearray()
@@ -116,8 +124,12 @@ class _Reader:
             self.close()
             try:
                 self._socket = socket.socket(family, socket.SOCK_STREAM)
+                if self._opened is not None:
+                    self._opened(self._socket)
                 self._socket.settimeout(self._left() / left)
                 self._socket.connect(address)
+                if self._opened is not None:  # before it connects it cannot be shut down
+                    self._opened(self._socket)
                 return
             except OSError:
                 if left == 1:

@@ -103,6 +103,6 @@ class OllamaProcesses:
                 self._pid = owner_of(self._listeners, self._proc)
         if self._pid is None:
             raise CollectorError(
-                f"whose port {self._port} is cannot be seen: run the agent as Ollama's user, or set --ollama-cgroup"
+                f"whose port {self._port} is cannot be seen: run the agent as Ollama's user"
             )
         return self._pid

@@ -14,6 +14,13 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from typing import Callable, Optional, Union
 
+_UNIT_CHARACTERS = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz:_.@\\-"
+_UNIT_SUFFIXES = (
+    *("service", "socket", "device", "mount", "automount", "swap", "target", "path", "timer"),
+    *("slice", "scope"),
+)
+_LONGEST_UNIT = 255
+
 
 @dataclass(frozen=True)
 class Address:
@@ -110,15 +117,22 @@ def parse_on_or_off(text: str) -> bool:
 
 
 def parse_log(text: str) -> tuple[str, str]:
-    """(kind, name) of `none`, `journal:UNIT` and `file:PATH`."""
+    """(kind, name) of `none`, `journal:UNIT` and `file:/PATH`, a unit with its suffix and a path from the root.
+
+    Source: systemd.unit(5). A relative path would be below a folder that a service does not choose.
+    """
     kind, _, name = text.partition(":")
-    if text == "none" or (kind == "file" and name and "\0" not in name):
+    if text == "none" or (kind == "file" and name.startswith("/") and "\0" not in name):
         return kind, name
-    if kind != "journal" or not name or len(name) > 255 or name.startswith("-"):
+    if kind != "journal" or not name or name[0] in "-@" or name.strip(_UNIT_CHARACTERS):
         raise ValueError(text)
-    if not all(character.isalnum() or character in ":_.@-\\" for character in name):
+    prefix, dot, suffix = name.rpartition(".")
+    if not dot or suffix not in _UNIT_SUFFIXES:
+        prefix, name = name, f"{name}.service"
+    # Of a template, `ollama@`, there are only instances.
+    if not prefix or prefix.endswith("@") or len(name) > _LONGEST_UNIT:
         raise ValueError(text)
-    return kind, name if "." in name else f"{name}.service"
+    return kind, name
 
 
 def parse_path(text: str) -> str:
@@ -126,3 +140,10 @@ def parse_path(text: str) -> str:
     if not text or "\0" in text:
         raise ValueError(text)
     return text
+
+
+def parse_cgroup(text: str) -> str:
+    """`auto`, `none` or a path that does not lead upwards."""
+    if ".." in text.split("/"):
+        raise ValueError(text)
+    return parse_path(text)

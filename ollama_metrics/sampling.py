@@ -148,6 +148,7 @@ class Sampling:
             processes,
             self._ollama_log,
             failures,
+            self._log,
         )
         self._ollama = Sampler(
             "ollama", self._ollama_collector, AGAIN_SECONDS, self._log, patience=CYCLE_SECONDS

@@ -18,7 +18,7 @@ from ollama_metrics.config import (
 )
 from ollama_metrics.errors import ConfigError
 from ollama_metrics.ollama_url import OllamaUrl
-from ollama_metrics.option_values import Address, parse_address
+from ollama_metrics.option_values import Address, parse_address, parse_cgroup, parse_log
 
 EVERY_SETTING = {
     "config": ("/etc/settings", "/etc/settings"),
@@ -167,7 +167,126 @@ BAD = [
     *[("state_dir", text, "path of a directory") for text in ("", "a\0b")],
     *[("on_failure", text, "pessimistic, error, last-good") for text in ("x", "", "Error")],
     *[("log_level", text, "error, warning, info, debug") for text in ("x", "", "INFO", "trace")],
+    *[("ollama", text, "auto, none or") for text in ("", "https://h:1", "ftp://h", "u@h")],
+    *[("ollama", text, "Ollama's own address") for text in ("h:65536", "h:x", "h/?a=b", "a b")],
+    *[("ollama_interval", text, "1 to 60") for text in ("x", "", "0.9", "61", "-5", "5s", "5,0")],
+    *[("ollama_interval", text, "1 to 60") for text in ("nan", "inf", "1_0", "0x5")],
+    *[
+        ("ollama_grace", text, "0 to 3600")
+        for text in ("x", "", "-0.1", "3601", "nan", "inf", "1m")
+    ],
+    *[("ollama_slots", text, "on or off") for text in ("", "ON", "true", "1", "yes", "on,off")],
+    *[
+        ("ollama_log", text, "journal:UNIT")
+        for text in ("", "NONE", "none:", "journal", "journal:")
+    ],
+    *[("ollama_log", text, "journal:UNIT") for text in ("ollama.service", "Journal:a", "unit:a")],
+    *[("ollama_log", text, "journal:UNIT") for text in ("journal:-f", "journal:@a", "journal:a b")],
+    *[
+        ("ollama_log", text, "journal:UNIT")
+        for text in ("journal:a/b", "journal:a*", "journal:a\n")
+    ],
+    *[("ollama_log", text, "journal:UNIT") for text in ("journal:\u00e9", "journal:\u0661")],
+    *[("ollama_log", text, "journal:UNIT") for text in ("journal:.service", "journal:a@.service")],
+    *[("ollama_log", text, "journal:UNIT") for text in ("journal:a@", "journal:" + 248 * "a")],
+    *[("ollama_log", text, "file:/PATH") for text in ("file", "file:", "file:/a\0b", "/var/log/o")],
+    *[("ollama_log", text, "file:/PATH") for text in ("file:ollama.log", "file:./o", "file:~/o")],
+    *[("ollama_cgroup", text, "auto, none or the path") for text in ("", "a\0b")],
+    *[("ollama_ignore", text, "down, on-cpu") for text in ("x", "", "Down", "on_cpu", "all")],
 ]
+
+
+# Values that are more than their own text, or at the bounds of what is accepted.
+GOOD = [
+    ("ollama", "127.0.0.1", OllamaUrl("127.0.0.1", 11434)),
+    ("ollama", "http://ollama.example", OllamaUrl("ollama.example", 80)),
+    ("ollama", "http://[::1]:8001/base/", OllamaUrl("::1", 8001, "/base")),
+    ("ollama", "0.0.0.0:1", OllamaUrl("127.0.0.1", 1)),
+    ("ollama", "none", None),
+    *[("ollama_interval", text, float(text)) for text in ("1", "60", "2.5", "1e1")],
+    *[("ollama_grace", text, float(text)) for text in ("0", "3600", "0.5")],
+    ("ollama_slots", "on", True),
+    ("ollama_slots", "off", False),
+    ("ollama_log", "none", ("none", "")),
+    ("ollama_log", "journal:ollama", ("journal", "ollama.service")),
+    ("ollama_log", "journal:ollama.service", ("journal", "ollama.service")),
+    ("ollama_log", "journal:ollama.socket", ("journal", "ollama.socket")),
+    ("ollama_log", "journal:ollama@1.2", ("journal", "ollama@1.2.service")),
+    ("ollama_log", "journal:ollama@a.b.service", ("journal", "ollama@a.b.service")),
+    ("ollama_log", "journal:a.Service", ("journal", "a.Service.service")),
+    ("ollama_log", "journal:docker-1f.scope", ("journal", "docker-1f.scope")),
+    ("ollama_log", "journal:a-b_c:d\\x2de", ("journal", "a-b_c:d\\x2de.service")),
+    ("ollama_log", "journal:" + 247 * "a", ("journal", 247 * "a" + ".service")),
+    ("ollama_log", "file:/", ("file", "/")),
+    ("ollama_log", "file:/a:b c/\u00e9.log", ("file", "/a:b c/\u00e9.log")),
+    *[("ollama_cgroup", text, text) for text in ("auto", "none", "/", "system.slice/a.service")],
+    *[("ollama_ignore", rule, (rule,)) for rule in ("down", "on-cpu", "slow", "errors")],
+    ("ollama_ignore", "none", ()),
+]
+
+
+@pytest.mark.parametrize(("name", "text", "value"), GOOD)
+def test_what_is_accepted_becomes_its_value(name: str, text: str, value: Any) -> None:
+    """What of Ollama's settings is at a bound, or is completed, is what it is meant to be."""
+    assert getattr(load(argument(name, text), {}), name) == value
+
+
+@pytest.mark.parametrize(
+    ("arguments", "environ", "url", "expected"),
+    [
+        ({}, {}, OllamaUrl("127.0.0.1", 11434), False),
+        ({"ollama": "auto"}, {}, OllamaUrl("127.0.0.1", 11434), False),
+        ({"ollama": "auto"}, {"OLLAMA_HOST": "0.0.0.0:1"}, OllamaUrl("127.0.0.1", 1), False),
+        ({"ollama": "h:2"}, {"OLLAMA_HOST": "0.0.0.0:1"}, OllamaUrl("h", 2), True),
+        ({"ollama": "h:2"}, {"OLLAMA_HOST": "https://x"}, OllamaUrl("h", 2), True),
+        ({"ollama": "none"}, {"OLLAMA_HOST": "https://x"}, None, False),
+    ],
+)
+def test_an_ollama_that_is_named_is_expected(
+    arguments: Mapping[str, str], environ: Mapping[str, str], url: Any, expected: bool
+) -> None:
+    """`auto` looks where OLLAMA_HOST says and expects nothing, a URL does, and `none` asks for neither."""
+    config = load(arguments, environ)
+    assert (config.ollama, config.ollama_expected) == (url, expected)
+
+
+def test_an_ollama_host_that_cannot_be_asked_is_a_mistake() -> None:
+    """Where `auto` is to look there, the sentence names OLLAMA_HOST and what to set instead."""
+    with pytest.raises(ConfigError, match=r"^OLLAMA_HOST: 'https://x' .* set --ollama"):
+        load({}, {"OLLAMA_HOST": "https://x"})
+
+
+@pytest.mark.parametrize(
+    ("texts", "rules"), [(["slow", "down"], ("slow", "down")), (["slow", "none"], ())]
+)
+def test_rules_that_are_ignored_may_be_several(texts: list[str], rules: tuple[str, ...]) -> None:
+    """Each is kept, by option and by variable; `none` among them ignores no rule."""
+    assert load({"ollama_ignore": texts}, {}).ollama_ignore == rules
+    variable_of_it = {"OLLAMA_METRICS_OLLAMA_IGNORE": ",".join(texts)}
+    assert load({}, variable_of_it).ollama_ignore == rules
+
+
+@pytest.mark.parametrize("text", ["", "a\0b", "..", "../a", "/a/../b", "/a/.."])
+def test_a_cgroup_does_not_lead_upwards(text: str) -> None:
+    """What could not be read as a cgroup is refused as a setting, and not when the agent starts."""
+    with pytest.raises(ValueError, match=f"^{re.escape(text)}$"):
+        parse_cgroup(text)
+    assert parse_cgroup("/a..b/c") == "/a..b/c"
+
+
+@given(name=st.text(max_size=260) | st.from_regex(r"[A-Za-z0-9:_.@\\-]{1,260}", fullmatch=True))
+@settings(max_examples=200, deadline=None)
+def test_a_unit_is_one_of_systemds_or_a_mistake(name: str) -> None:
+    """Whatever is typed behind `journal:` is a name that journalctl takes as it stands, or refused."""
+    try:
+        kind, unit = parse_log(f"journal:{name}")
+    except ValueError:
+        return
+    assert kind == "journal"
+    assert re.fullmatch(r"[A-Za-z0-9:_.\\][A-Za-z0-9:_.@\\-]*\.[a-z]+", unit, re.ASCII)
+    assert len(unit) <= 255
+    assert unit in (name, f"{name}.service")
+    assert parse_log(f"journal:{unit}") == (kind, unit)
 
 
 @pytest.mark.parametrize(("name", "text", "accepted"), BAD)

@@ -21,10 +21,12 @@ from ollama_metrics.errors import CollectorError
 from ollama_metrics.expectation import Expectation
 from ollama_metrics.gpu import GpuReading, GpuSample
 from ollama_metrics.host import HostSample
+from ollama_metrics.ollama import OllamaReading
+from ollama_metrics.ollama_expectation import OllamaExpectation
 from ollama_metrics.plans import Plans
 from ollama_metrics.sampler import Sampler
 
-PATHS = ("/", "/metrics", "/health", "/-/ready", "/-/healthy")
+PATHS = ("/", "/metrics", "/health", "/health/ollama", "/-/ready", "/-/healthy")
 JSON = "application/json; charset=utf-8"
 NASTY = '<script>alert("x")</script> & more'
 
@@ -72,6 +74,8 @@ class Host:
         expected: int = 0,
         on_failure: str = "pessimistic",
         interval: float = 1.0,
+        ollama: Any = None,
+        ignored: tuple[str, ...] = (),
     ) -> None:
         self.now = 1000.0
 
@@ -89,6 +93,12 @@ class Host:
         self.gpu_sampler = None
         if gpu is not None:
             self.gpu_sampler = Sampler("gpu", self.gpu_collector, interval, log, clock, clock)
+        self.ollama_collector = Scripted(ollama)
+        self.ollama_sampler = None
+        if ollama is not None:
+            self.ollama_sampler = Sampler(
+                "ollama", self.ollama_collector, interval, log, clock, clock
+            )
         self.endpoints = Endpoints(
             self.sampler,
             self.gpu_sampler,
@@ -99,6 +109,9 @@ class Host:
             log=lambda level, sentence: self.logged.append(sentence),
             clock=clock,
             wall=clock,
+            ollama=self.ollama_sampler,
+            ollama_expectation=OllamaExpectation("url", True, None, log) if ollama else None,
+            ollama_ignore=ignored,
         )
 
     def cycle(self) -> Host:
@@ -107,6 +120,8 @@ class Host:
         self.sampler.cycle()
         if self.gpu_sampler is not None:
             self.gpu_sampler.cycle()
+        if self.ollama_sampler is not None:
+            self.ollama_sampler.cycle()
         return self
 
 
@@ -196,6 +211,83 @@ def test_readiness_does_not_wait_for_the_gpus(serve: Callable[[Host], Ask]) -> N
     ask = serve(host.cycle())
     assert ask("/-/ready").status == 200
     assert ask("/health").status == 503
+
+
+# -- Ollama ------------------------------------------------------------------------------------------------------------
+
+
+def answering(**changes: Any) -> OllamaReading:
+    reading = {"url": "http://127.0.0.1:11434", "up": True, "expected": True, "version": "0.33.0"}
+    return OllamaReading(**{**reading, "seen": True, **changes})
+
+
+def silent(failures: int, **changes: Any) -> OllamaReading:
+    return answering(up=False, version=None, failures=failures, error="it refuses", **changes)
+
+
+def test_an_ollama_that_answers(serve: Callable[[Host], Ask]) -> None:
+    """/health/ollama is 200 and names the version, in JSON."""
+    reply = serve(Host(ollama=answering()).cycle())("/health/ollama")
+    assert (reply.status, reply.headers["Content-Type"]) == (200, JSON)
+    assert json.loads(reply.body) == {"up": True, "version": "0.33.0"}
+
+
+def test_an_ollama_that_does_not_answer(serve: Callable[[Host], Ask]) -> None:
+    """From its first failed check on it is 503 with the reason, long before the host is failing; then 200 again."""
+    host = Host(ollama=answering())
+    ask = serve(host.cycle())
+    host.ollama_collector.outcome = silent(failures=1)
+    host.cycle()
+    reply = ask("/health/ollama")
+    assert reply.status == 503
+    assert json.loads(reply.body) == {"up": False, "error": "it refuses"}
+    assert ask("/health").status == 200
+    host.ollama_collector.outcome = silent(failures=3)
+    host.cycle()
+    assert [ask(path).status for path in ("/health/ollama", "/health")] == [503, 503]
+    host.ollama_collector.outcome = answering()
+    host.cycle()
+    assert [ask(path).status for path in ("/health/ollama", "/health")] == [200, 200]
+
+
+def test_an_ollama_that_is_ignored_is_still_told(serve: Callable[[Host], Ask]) -> None:
+    """What does not count in the verdict counts here: the path is about Ollama alone."""
+    host = Host(ollama=silent(failures=9), ignored=("down",))
+    ask = serve(host.cycle())
+    assert [ask(path).status for path in ("/health/ollama", "/health")] == [503, 200]
+
+
+def test_a_host_that_fails_with_an_ollama_that_answers(serve: Callable[[Host], Ask]) -> None:
+    """The other way round the path is 200 while the host is failing."""
+    host = Host(ollama=answering())
+    host.collector.outcome = CollectorError("broken")
+    ask = serve(host.cycle())
+    assert [ask(path).status for path in ("/health/ollama", "/health")] == [200, 503]
+
+
+def test_an_ollama_that_is_not_checked_any_more(serve: Callable[[Host], Ask]) -> None:
+    """Before the first check, once the checks are stuck, and where they break, the path is 503 with a reason."""
+    host = Host(ollama=answering())
+    ask = serve(host)
+    reply = ask("/health/ollama")
+    assert (reply.status, json.loads(reply.body)["up"]) == (503, False)
+    host.cycle()
+    assert ask("/health/ollama").status == 200
+    host.now += 3600.0
+    reply = ask("/health/ollama")
+    assert reply.status == 503
+    assert json.loads(reply.body)["error"].startswith("stuck: ")
+    host.ollama_collector.outcome = ZeroDivisionError(NASTY)
+    reply = serve(host.cycle())("/health/ollama")
+    assert reply.status == 503
+    assert "ZeroDivisionError" in json.loads(reply.body)["error"]
+
+
+def test_an_ollama_that_is_left_alone(serve: Callable[[Host], Ask]) -> None:
+    """With `--ollama none` it is 503 and says why."""
+    reply = serve(Host().cycle())("/health/ollama")
+    assert reply.status == 503
+    assert "--ollama none" in json.loads(reply.body)["error"]
 
 
 # -- the page ------------------------------------------------------------------------------------------------------
@@ -575,7 +667,8 @@ def test_the_running_agent(start_agent: Callable[..., AgentProcess]) -> None:
     agent = start_agent("--expected-gpus", "0", "--interval", "0.2")
     for path in PATHS:
         full, head = agent.get(path), agent.get(path, method="HEAD")
-        assert (full.status, head.status, head.body) == (200, 200, b"")
+        status = 503 if path == "/health/ollama" else 200  # it is told to leave Ollama alone
+        assert (full.status, head.status, head.body) == (status, status, b"")
         assert full.headers["Cache-Control"] == "no-store"
     assert agent.get("/health").json["status"] == "ok"
     assert agent.get("/-/ready").json == {"ready": True}

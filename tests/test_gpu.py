@@ -28,9 +28,14 @@ expectation = Expectation(
     os.path.join(os.path.dirname(os.environ["NVML_STANDIN_STATE"]), "remembered"),
     lambda level, sentence: said.append(sentence),
 )
-collector = GpuCollector(
-    expectation, lambda level, sentence: said.append(sentence), clock=lambda: now[0]
-)
+def make(processes_every=None):
+    return GpuCollector(
+        expectation,
+        lambda level, sentence: said.append(sentence),
+        clock=lambda: now[0],
+        processes_every=processes_every,
+    )
+collector = make()
 def collect():
     try:
         return asdict(collector.collect())
@@ -518,6 +523,59 @@ def test_a_driver_without_a_gpu_is_a_failure(nvml: NvmlStandIn, collect: Any) ->
     assert "the driver names none" in answer["why"]
 
 
+def traces_below(folder: Path) -> bool:
+    """What nvml.traces says of a root at `folder`, in an environment that names no folder of libraries."""
+    code = f"from ollama_metrics.nvml import traces; print(traces({str(folder)!r} + '/'))"
+    kept = {k: v for k, v in os.environ.items() if k not in ("LD_LIBRARY_PATH", "LD_PRELOAD")}
+    done = subprocess.run([sys.executable, "-c", code], env=kept, capture_output=True, check=True)
+    return {b"True": True, b"False": False}[done.stdout.strip()]
+
+
+@pytest.fixture
+def bare_root(tmp_path: Path) -> Path:
+    """A root whose loader has a cache of libraries, none of them NVIDIA's."""
+    (tmp_path / "etc").mkdir()
+    (tmp_path / "etc/ld.so.cache").write_bytes(b"\0libnvidia-ml.so.\0libm.so.6\0" * 5000)
+    return tmp_path
+
+
+def test_a_host_without_a_trace_of_nvidia_loads_nothing(bare_root: Path) -> None:
+    """No driver, no such library in the loader's folders or cache: not even ctypes is imported to look for it."""
+    assert not traces_below(bare_root)
+    code = (
+        "import sys; from ollama_metrics import nvml; nvml.traces = lambda: False\n"
+        "try: nvml.load()\n"
+        "except nvml.NoLibrary as error: print('ctypes' in sys.modules, error)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("False the NVIDIA driver's library libnvidia-ml.so.1 is not")
+
+
+@pytest.mark.parametrize(
+    "trace",
+    [
+        *("proc/driver/nvidia", "sys/module/nvidia", "dev/nvidiactl", "dev/dxg"),
+        *("usr/lib64/libnvidia-ml.so.1", "lib/libnvidia-ml.so.1"),
+        f"usr/lib/{os.uname().machine}-linux-gnu/libnvidia-ml.so.1",
+    ],
+)
+def test_any_trace_of_nvidia_has_the_loader_asked(bare_root: Path, trace: str) -> None:
+    """A driver's module, device or library, even a link that leads nowhere, is reason enough to ask the loader."""
+    (bare_root / trace).parent.mkdir(parents=True, exist_ok=True)
+    (bare_root / trace).symlink_to("nowhere")
+    assert traces_below(bare_root)
+
+
+def test_the_loaders_cache_is_searched_to_its_end(bare_root: Path) -> None:
+    """A library that only the cache knows is found wherever in it, also across two pieces; no cache leaves it open."""
+    cache = bare_root / "etc/ld.so.cache"
+    for before in (0, (1 << 14) - 5, 3 * (1 << 14) - 16, 200_001):
+        cache.write_bytes(b"x" * before + b"libnvidia-ml.so.1\0" + b"y" * 99)
+        assert traces_below(bare_root), before
+    cache.unlink()
+    assert traces_below(bare_root)
+
+
 def test_a_library_whose_dependency_is_missing_is_a_failure(
     nvml: NvmlStandIn, collect: Any
 ) -> None:
@@ -618,3 +676,109 @@ def test_a_mig_instance_that_cannot_be_read_is_listed_without_memory(
     )
     instances = collect()["gpus"][0]["mig_instances"]
     assert [one["memory_used_bytes"] for one in instances] == [1 << 30, None]
+
+
+# -- the processes on a GPU ----------------------------------------------------------------------------------------
+
+
+ASKED = "nvmlDeviceGetComputeRunningProcesses_v3"
+PROCESSES = """
+collector = make(processes_every=10.0)
+def processes():
+    return [gpu["processes"] for gpu in collect()["gpus"]]
+"""
+
+
+def test_the_processes_of_each_gpu_are_listed(nvml: NvmlStandIn) -> None:
+    """Each with its memory in bytes, None where the driver does not tell; a GPU without any has an empty list."""
+    nvml.update(
+        {
+            "count": 3,
+            "gpu0.processes": f"4711:{5 << 30},4712:unsupported",
+            "gpu1.processes": f"4711:{1 << 30}",
+        }
+    )
+    assert run(nvml, f"{PROCESSES}result = processes()") == [
+        [[4711, 5 << 30], [4712, None]],
+        [[4711, 1 << 30]],
+        [],
+    ]
+
+
+def test_without_an_interval_no_processes_are_asked_for(nvml: NvmlStandIn) -> None:
+    """None, and no call: who does not place models does not pay for it."""
+    nvml.update({"gpu0.processes": "4711:1"})
+    assert run(nvml, "result = collect()['gpus'][0]['processes']") is None
+    assert ASKED not in nvml.calls()
+
+
+def test_processes_are_asked_for_every_so_often(nvml: NvmlStandIn) -> None:
+    """Within the interval the last answer stands, also an empty one; with an interval of 0 each cycle asks."""
+    result = run(
+        nvml,
+        PROCESSES
+        + """
+result = []
+for number in range(4):
+    result.append(processes())
+    state(count=1, gpu0__processes=f"{number + 1}:1")
+    now[0] += 4.9
+collector = make(processes_every=0.0)
+result.append(processes())
+state(count=1, gpu0__processes="9:1")
+result.append(processes())
+""",
+    )
+    assert result == [[[]], [[]], [[]], [[[3, 1]]], [[[4, 1]]], [[[9, 1]]]]
+
+
+def test_a_gpu_that_does_not_tell_its_processes(nvml: NvmlStandIn) -> None:
+    """Its processes are None and not empty; the others' are told, and it is not asked again in the session."""
+    nvml.update({"count": 2, "gpu0.processes": UNSUPPORTED, "gpu1.processes": "4711:1"})
+    result = run(nvml, f"{PROCESSES}result = [processes()]\nnow[0] += 10\nresult += [processes()]")
+    assert result == [[None, [[4711, 1]]]] * 2
+    asked = [call.gpu for call in nvml.records() if call.function == ASKED]
+    assert asked.count(0) == 1
+    assert asked.count(1) >= 2
+
+
+def test_processes_that_cannot_be_read_cost_nothing_else(nvml: NvmlStandIn) -> None:
+    """An error is None, one line in the log, and asked again after the interval; the GPU is not lost for it."""
+    nvml.update({f"gpu0.error.{ASKED}": 999, "gpu0.processes": "4711:1"})
+    failed, logged, mended, told = run(
+        nvml,
+        PROCESSES
+        + """
+first, again = collect(), processes()
+assert first["lost"] == () and first["gpus"][0]["utilization_ratio"] is not None, first
+logged = list(said)
+state(count=1, gpu0__processes="4711:1")
+early = processes()
+now[0] += 10
+result = [[first["gpus"][0]["processes"], *again, *early], logged, processes(), said]
+""",
+    )
+    assert failed == [None] * 3
+    assert mended == [[[4711, 1]]]
+    assert len(logged) == len(told) == 1
+    assert logged[0].startswith("processes of GPU 0 cannot be read: ")
+
+
+def test_a_driver_without_the_call_tells_no_processes(tmp_path: Path) -> None:
+    """A driver too old for version 3 of the call costs nothing but the processes."""
+    if not NvmlStandIn.available():
+        pytest.skip("gcc is not installed")
+    nvml = NvmlStandIn(tmp_path / "old", without=(ASKED,))
+    assert run(nvml, f"{PROCESSES}result = [processes(), processes(), said]") == [
+        [None],
+        [None],
+        [],
+    ]
+
+
+def test_processes_are_bounded(nvml: NvmlStandIn) -> None:
+    """However many a driver names, 1024 are kept."""
+    nvml.update({"gpu0.processes": ",".join(f"{pid}:1" for pid in range(1, 1500))})
+    (found,) = run(nvml, f"{PROCESSES}result = processes()")
+    assert len(found) == 1024
+    assert found[:2] == [[1, 1], [2, 1]]

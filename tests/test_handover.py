@@ -17,7 +17,8 @@ from ollama_metrics.config import HANDOVER_VARIABLE as VARIABLE
 from ollama_metrics.handover import Handover, handed_over
 
 PID = 4711
-LEFT = Handover(PID, (("0.0.0.0:11435", 3), ("[::]:11435", 4)), (7, 9), 2, 123.5, 4)
+URL = "http://127.0.0.1:11434"
+LEFT = Handover(PID, (("0.0.0.0:11435", 3), ("[::]:11435", 4)), (7, 9), 2, 123.5, 4, URL, 2)
 
 
 def written(**changes: Any) -> Mapping[str, str]:
@@ -26,7 +27,16 @@ def written(**changes: Any) -> Mapping[str, str]:
     return {VARIABLE: json.dumps({**fields, **changes})}
 
 
-@pytest.mark.parametrize("left", [LEFT, Handover(PID), Handover(PID, connections=(5,))])
+@pytest.mark.parametrize(
+    "left",
+    [
+        LEFT,
+        Handover(PID),
+        Handover(PID, connections=(5,)),
+        Handover(PID, ollama_url=URL),  # never seen to answer
+        Handover(PID, ollama_url="http://[::1]:1/base", ollama_failures=0),
+    ],
+)
 def test_what_is_left_is_found(left: Handover) -> None:
     """It comes through the environment as it was, with everything else that was in there."""
     environ = left.environment({"A": "b", VARIABLE: "that of the time before"})
@@ -72,11 +82,23 @@ def test_ten_thousand_connections_are_few_enough() -> None:
         *[written(connections=value) for value in (None, 3, ["x"], [None], [float("inf")])],
         written(driver_renewals="x"),
         written(driver_renewed_at=[]),
+        *[
+            written(ollama_failures=value)
+            for value in ("x", "", [], {}, float("nan"), float("inf"))
+        ],
     ],
 )
 def test_what_is_not_whole_is_nothing(environ: Mapping[str, str]) -> None:
     """Garbage in the variable does not keep the agent from starting."""
     assert handed_over(environ, PID) is None
+
+
+def test_an_earlier_version_leaves_nothing_of_ollama() -> None:
+    """A version without these two fields is taken over by one that has them: all else is found."""
+    fields = json.loads(LEFT.environment({})[VARIABLE])
+    del fields["ollama_url"], fields["ollama_failures"]
+    found = handed_over({VARIABLE: json.dumps(fields)}, PID)
+    assert found == Handover(*list(vars(LEFT).values())[:6])
 
 
 json_values = st.recursive(
@@ -90,7 +112,10 @@ json_values = st.recursive(
 @given(
     changes=st.dictionaries(
         st.sampled_from(
-            ["pid", "listeners", "connections", "driver_renewals", "driver_renewed_at"]
+            [
+                *("pid", "listeners", "connections", "driver_renewals", "driver_renewed_at"),
+                *("gpus_seen", "ollama_url", "ollama_failures"),
+            ]
         ),
         json_values,
     )
@@ -99,6 +124,9 @@ def test_whatever_is_in_the_variable_it_is_read_or_nothing(changes: Mapping[str,
     """Any JSON of the right shape or of another is a handover or none."""
     found = handed_over(written(**changes), PID)
     assert found is None or found.pid == PID
+    if found is not None:
+        assert isinstance(found.ollama_url, (str, type(None)))
+        assert isinstance(found.ollama_failures, (int, type(None)))
 
 
 def test_a_new_program_gets_what_is_kept_and_no_more() -> None:

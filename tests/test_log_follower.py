@@ -427,6 +427,13 @@ def test_without_permission_the_error_says_so(log: Log) -> None:
 # -- the journal -------------------------------------------------------------------------------------------------------
 
 
+def wait_for_end(pid: int) -> None:
+    gone = os.pidfd_open(pid)
+    ended, _, _ = select.select([gone], [], [], 30)
+    os.close(gone)
+    assert ended
+
+
 class Journal:
     """A stand-in for journalctl that carries out a script, and its follower with a clock."""
 
@@ -436,7 +443,28 @@ class Journal:
         self.go = folder / "go"
         os.mkfifo(self.ready)
         os.mkfifo(self.go)
-        self.follower = JournalFollower("ollama.service", [str(self.program)], lambda: self.now)
+        self.systemctl, self.asked = folder / "systemctl", folder / "asked"
+        self.answer = folder / "answer"
+        self.follower = JournalFollower(
+            "ollama.service", [str(self.program)], lambda: self.now, systemctl=[str(self.systemctl)]
+        )
+
+    def knows(self, script: str) -> None:
+        """What systemctl does when `answered` lets it; `asked` has a line for each time that it was asked.
+
+        Without this there is none.
+        """
+        os.mkfifo(self.answer)
+        self.systemctl.write_text(
+            f'#!/bin/sh\necho "$@" >>"{self.asked}"\nread _ <"{self.answer}"\n{script}\n'
+        )
+        self.systemctl.chmod(0o755)
+
+    def answered(self) -> None:
+        """Let systemctl answer, and wait until it has ended."""
+        self.answer.write_text("on\n")
+        (child,) = [one for one in psutil.Process().children() if one.name() == "systemctl"]
+        wait_for_end(child.pid)
 
     def does(self, script: str) -> None:
         """`ready` in the script is what `wait` waits for, `step` waits for `on`."""
@@ -471,9 +499,7 @@ class Journal:
         """What comes until it has ended, and the error then."""
         got = b""
         (child,) = psutil.Process().children()
-        gone = os.pidfd_open(child.pid)
-        select.select([gone], [], [], 30)
-        os.close(gone)
+        wait_for_end(child.pid)
         while True:
             more, error = drain(self.follower)
             got += more
@@ -598,7 +624,7 @@ def test_without_journalctl_the_error_says_what_to_do(tmp_path: Path) -> None:
     """Neither a missing program nor one that cannot be executed raises anything else."""
     now = 0.0
     follower = JournalFollower("ollama.service", ["/nowhere/journalctl"], lambda: now)
-    missing_program = "journalctl is not installed; follow a file instead (file:PATH)"
+    missing_program = "journalctl is not installed; follow a file instead (file:/PATH)"
     assert drain(follower) == (b"", missing_program)
     before = open_files()
     for _ in range(5):
@@ -618,13 +644,14 @@ def test_it_inherits_no_signals_and_no_files(journal: Journal) -> None:
     mine = (journal.folder / "mine").open()
     read, write = os.pipe()
     blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGHUP})
-    ignored = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    ignored = [signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGUSR1, signal.SIGRTMIN + 3]
+    before = [signal.signal(number, signal.SIG_IGN) for number in ignored]
     try:
         journal.does("exec grep -E '^Sig(Blk|Ign)' /proc/self/status")
         journal.start()
         got, _ = journal.all()
-        # The C library has signals of its own behind the 31.
-        blocked_there, ignored_there = (int(word, 16) & 0x7FFFFFFF for word in got.split()[1::2])
+        own = 0b11 << 31  # of the C library
+        blocked_there, ignored_there = (int(word, 16) & ~own for word in got.split()[1::2])
         assert (blocked_there, ignored_there) == (0, 0)
         journal.does("exec readlink /proc/self/fd/*")
         journal.now += 100.0
@@ -634,11 +661,97 @@ def test_it_inherits_no_signals_and_no_files(journal: Journal) -> None:
         for name in (mine.name, f"pipe:[{os.fstat(read).st_ino}]"):
             assert os.fsencode(name) not in got
     finally:
-        signal.signal(signal.SIGHUP, ignored)
+        for number, handler in zip(ignored, before):
+            signal.signal(number, handler)
         signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
         os.close(read)
         os.close(write)
         mine.close()
+
+
+def test_a_unit_that_systemd_does_not_know_is_an_error(journal: Journal) -> None:
+    """A misspelt unit would count nothing for ever: systemd is asked once, and followed it is until a line comes."""
+    journal.knows("echo not-found")
+    journal.does("ready; step; echo one; ready; exec sleep 600")
+    journal.begin()
+    journal.answered()
+    for _ in range(3):
+        got, error = drain(journal.follower)
+        assert got == b""
+        assert error is not None
+        assert error.startswith("no unit of that name is known to systemd: ollama.service; ")
+    journal.on()
+    assert lines(journal.follower) == [b"one"]
+    assert lines(journal.follower) == []
+    assert journal.asked.read_text() == "show --property=LoadState --value ollama.service\n"
+
+
+@pytest.mark.parametrize(
+    "script", ["echo loaded", "echo masked", "echo 'it cannot be told' >&2; exit 1", "kill -9 $$"]
+)
+def test_where_systemd_knows_or_cannot_tell_nothing_is_said(journal: Journal, script: str) -> None:
+    """Only `not-found` is an error; there is no systemd in a container, say."""
+    journal.knows(script)
+    journal.does("ready; exec sleep 600")
+    journal.begin()
+    journal.answered()
+    assert lines(journal.follower) == []
+    assert [child.name() for child in psutil.Process().children()] == ["sleep"]
+
+
+@pytest.mark.parametrize("end", ["time", "close", "line"])
+def test_systemd_is_not_waited_for(journal: Journal, end: str) -> None:
+    """A systemctl that hangs keeps no read from returning, and is ended by its time, by close() and by a line."""
+    before = open_files()
+    journal.knows("echo too late")
+    journal.does("ready; step; echo one; ready; exec sleep 600")
+    journal.begin()
+    journal.now += 9.0
+    assert lines(journal.follower) == []
+    assert len(psutil.Process().children()) == 2
+    if end == "time":
+        journal.now += 1.0
+        assert lines(journal.follower) == []
+    if end == "line":
+        journal.on()
+        assert lines(journal.follower) == [b"one"]
+    if end != "close":
+        assert len(psutil.Process().children()) == 1
+    journal.follower.close()
+    assert psutil.Process().children() == []
+    assert open_files() == before
+
+
+def test_systemd_is_asked_once(journal: Journal) -> None:
+    """Not by each journalctl that is started because one has ended, but again after a close."""
+    journal.knows("echo not-found")
+    journal.does("ready; step; exit 3")
+    journal.begin()
+    journal.answered()
+    _, error = drain(journal.follower)
+    assert error is not None
+    assert error.startswith("no unit of that name")
+    journal.go.write_text("on\n")
+    (child,) = psutil.Process().children()
+    wait_for_end(child.pid)
+    for _ in range(3):
+        _, error = drain(journal.follower)
+        assert error is not None
+        assert error.startswith("journalctl ended with status 3")
+        journal.now += 100.0
+        journal.does("ready; exit 3")
+        _, error = drain(journal.follower)
+        assert error is not None
+        assert error.startswith("no unit of that name")  # it has not come by that
+        journal.go.write_text("on\n")
+        journal.wait()
+        (child,) = psutil.Process().children()
+        wait_for_end(child.pid)
+    assert len(journal.asked.read_text().splitlines()) == 1
+    journal.follower.close()
+    journal.begin()
+    journal.answered()
+    assert len(journal.asked.read_text().splitlines()) == 2
 
 
 def test_close_ends_what_will_not_end(journal: Journal) -> None:
@@ -680,7 +793,11 @@ def test_the_real_journalctl_does_not_outlive_the_agent() -> None:
     ) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == b"started\n"
-        (child,) = psutil.Process(process.pid).children()
+        (child,) = [
+            one
+            for one in psutil.Process(process.pid).children()
+            if one.name() == "journalctl"  # and not systemctl, which ends by itself
+        ]
         gone = os.pidfd_open(child.pid)
         process.kill()
     ended, _, _ = select.select([gone], [], [], 30)
@@ -755,3 +872,36 @@ def test_a_real_journal_is_followed_and_not_replayed() -> None:
         nobody = ("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups")
         told = machine.run(*nobody, *follow, "wait", env=env).stdout
         assert told.startswith("journalctl may not read the journal; add the service's user")
+
+
+MISSPELT = """
+import time
+from ollama_metrics.errors import CollectorError
+from ollama_metrics.log_journal import JournalFollower
+
+follower = JournalFollower("nothing-of-this-name.service")
+end = time.monotonic() + 20
+try:
+    while time.monotonic() < end:
+        for _ in follower.read(): pass
+        time.sleep(0.01)
+except CollectorError as error:
+    print(error)
+follower.close()
+"""
+
+
+@pytest.mark.booted
+def test_a_real_systemd_does_not_know_a_misspelt_unit() -> None:
+    """A user who may read the journal is told by systemd that there is no such unit."""
+    reason = why_not()
+    if reason is not None:
+        missing(f"a bootable systemd ({reason})")
+    with Machine() as machine:
+        target = machine.path("/opt/followed")
+        target.mkdir()
+        shutil.copytree(Path(ollama_metrics.__file__).parent, target / "ollama_metrics")
+        user = ("setpriv", "--reuid=65534", "--regid=65534", "--groups=systemd-journal")
+        env = {"PYTHONPATH": "/opt/followed"}
+        told = machine.run(*user, "python3", "-c", MISSPELT, env=env).stdout
+    assert told.startswith("no unit of that name is known to systemd: nothing-of-this-name")

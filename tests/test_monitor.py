@@ -18,7 +18,7 @@ import warnings
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Callable
+from typing import Any, Callable, Optional
 
 import ollama_standin
 import pytest
@@ -27,8 +27,15 @@ from standin import NvmlStandIn
 
 from ollama_metrics import OllamaAnswer, OllamaDown, OllamaGPUMonitor
 from ollama_metrics.gpu import GpuReading
-from ollama_metrics.monitor_sources import LONGEST_PAUSE_SECONDS, Gpus, Ollama
-from ollama_metrics.ollama_url import parse_url
+from ollama_metrics.monitor_sources import (
+    LONGEST_PAUSE_SECONDS,
+    Gpus,
+    Ollama,
+    Questions,
+    Runners,
+    asks_at,
+)
+from ollama_metrics.ollama_url import OllamaUrl, parse_url
 
 PATIENCE = 20.0
 GIB = 1 << 30
@@ -586,11 +593,52 @@ def test_a_monitor_that_is_dropped_ends_its_thread(ollama: OllamaProcess) -> Non
     until(lambda: threads() == [])
 
 
+@pytest.mark.parametrize(
+    ("path", "fault"),
+    [
+        ("/api/ps", None),
+        *[(path, fault) for path in ("/api/ps", "/api/show") for fault in ("hang", "trickle")],
+    ],
+)
+def test_close_ends_a_question(
+    make: Any, ollama: OllamaProcess, path: str, fault: Optional[str]
+) -> None:
+    """Ollama hangs, or its answer does not end: who waits gets a RuntimeError, and nothing is left."""
+    if fault is not None:
+        ollama.fault(path, fault)
+    before = handles()
+    monitor = make(retry_attempts=1)
+    if fault is None:
+        ollama.pause()
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(monitor.get_model_gpu_usage)
+        if fault is None:
+            until(lambda: "ollama-metrics models" in threads() and handles() > before)
+        else:
+            until(lambda: asked(ollama, path) == 1)
+        monitor.close()
+        assert threads() == []
+        assert handles() == before
+        with pytest.raises(RuntimeError, match="closed"):
+            waiting.result(PATIENCE)
+
+
+def test_close_ends_questions_for_good(ollama: OllamaProcess) -> None:
+    """One that is about to be asked when the monitor is closed is not asked."""
+    questions = Questions(parse_url(ollama.url))
+    assert len(questions.models()) == 1
+    questions.end()
+    questions.end()
+    with pytest.raises(OllamaDown, match="the monitor is closed"):
+        questions.models()
+    assert asked(ollama) == 1
+
+
 def test_close_leaves_a_call_that_hangs(make: Any, ollama: OllamaProcess) -> None:
-    """Who waits for it gets a RuntimeError at once; its thread ends with the call."""
+    """Who waits for a client of the user's gets a RuntimeError at once; its thread ends with the call."""
     ollama.pause()
     before = handles()
-    monitor = make()
+    monitor = make("client")
     with ThreadPoolExecutor(1) as pool:
         waiting = pool.submit(monitor.get_ollama_processes)
         until(lambda: handles() > before)  # it has connected
@@ -924,6 +972,99 @@ def test_where_a_model_sits(nvml: NvmlStandIn, runner: int, reader: str) -> None
         ],
         "unknown": None,
     }
+
+
+@pytest.mark.parametrize("reader", READERS[1:])
+def test_a_client_of_another_port_of_this_host(
+    nvml: NvmlStandIn, runner: int, reader: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The processes are those of the Ollama that the client asks, wherever OLLAMA_HOST leads."""
+    pytest.importorskip("ollama")
+    url = os.environ["OLLAMA_HOST"]
+    monkeypatch.setenv("OLLAMA_HOST", "http://192.0.2.1:1")
+    nvml.update({"gpu0.uuid": "GPU-0", "gpu0.processes": f"{runner}:{GIB}"})
+    script = f"{USAGE}import functools, ollama\n" + "".join(
+        f"ollama.{name} = functools.partial(ollama.{name}, host={url!r})\n"
+        for name in ("Client", "AsyncClient")
+    )
+    (usage,) = run(nvml, f"{script}result = usage({reader!r})")
+    assert usage["unknown"] is None
+    assert [gpu["uuid"] for gpu in usage["gpus"]] == ["GPU-0"]
+
+
+@pytest.mark.parametrize(
+    ("url", "reason"),
+    [
+        ("http://192.0.2.1:11434", "192.0.2.1, where Ollama is asked, is no address of this host"),
+        ("https://192.0.2.1", "the client tells no http address of Ollama's"),
+        ("https://127.0.0.1", "the client tells no http address of Ollama's"),
+    ],
+)
+@pytest.mark.parametrize("reader", READERS[1:])
+def test_a_client_of_another_host(
+    nvml: NvmlStandIn, runner: int, reader: str, url: str, reason: str
+) -> None:
+    """Where its models sit is unknown, with the reason: this host's Ollama, which OLLAMA_HOST names, has others."""
+    pytest.importorskip("ollama")
+    nvml.update({"gpu0.processes": f"{runner}:{GIB}"})
+    script = f"""{USAGE}
+import functools, httpx, ollama, ollama_standin
+document = {{"models": [ollama_standin.MODEL_IN_MEMORY]}}
+transport = httpx.MockTransport(lambda request: httpx.Response(200, json=document))
+for name in ("Client", "AsyncClient"):
+    kind = getattr(ollama, name)
+    setattr(ollama, name, functools.partial(kind, host={url!r}, transport=transport))
+result = usage({reader!r})
+"""
+    (usage,) = run(nvml, script)
+    assert (usage["gpus"], usage["unknown"]) == ([], reason)
+    assert (usage["model"], usage["cpu_ratio"]) == (ollama_standin.MODEL, 0.0)
+
+
+def test_an_ollama_host_of_another_host(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The own reader's placement is unknown, too; what its models are made of is not even asked."""
+    runners = Runners(OllamaUrl("192.0.2.1", 11434))
+    assert runners.read() == (
+        None,
+        "192.0.2.1, where Ollama is asked, is no address of this host",
+    )
+    monkeypatch.setattr(Questions, "weights_of", None)
+    with pytest.raises(OllamaDown, match="no address of this host"):
+        runners.weights_of("a:1b")
+
+
+@pytest.mark.parametrize(
+    ("host", "url"),
+    [
+        (None, OllamaUrl("127.0.0.1", 7)),
+        ("0.0.0.0", OllamaUrl("127.0.0.1", 11434)),
+        ("localhost:1", OllamaUrl("localhost", 1)),
+        ("http://ollama.example", OllamaUrl("ollama.example", 80)),
+        ("http://[::1]:8001/base/", OllamaUrl("::1", 8001, "/base")),
+        ("https://ollama.example", None),
+    ],
+)
+@pytest.mark.parametrize("kind", ["Client", "AsyncClient"])
+def test_where_an_official_client_asks(
+    kind: str, host: Optional[str], url: Optional[OllamaUrl], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By its own base URL, with OLLAMA_HOST in it where it was given none; https is nothing that we could ask."""
+    official = pytest.importorskip("ollama")
+    monkeypatch.setenv("OLLAMA_HOST", "http://127.0.0.1:7")
+    assert asks_at(getattr(official, kind)(host=host)) == url
+
+
+def test_where_another_client_asks() -> None:
+    """A client that is only made like an official one does not tell: its models' GPUs are unknown, not guessed."""
+
+    class Other:
+        def ps(self) -> Any:
+            return {"models": [ollama_standin.MODEL_IN_MEMORY]}
+
+    assert asks_at(Other()) is None
+    with OllamaGPUMonitor(Other()) as monitor:
+        (usage,) = monitor.get_model_gpu_usage()
+    assert usage["unknown"] == "the client tells no http address of Ollama's"
 
 
 def test_where_is_not_known(nvml: NvmlStandIn, runner: int) -> None:

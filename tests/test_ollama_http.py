@@ -577,3 +577,82 @@ def test_any_bytes_are_an_answer_or_an_error_of_ours(server: Server, answer: lis
     except OllamaError:
         return
     assert len(body) <= 50
+
+
+# -- ended from outside ------------------------------------------------------------------------------------------------
+
+
+class Asking(threading.Thread):
+    """Asks in a thread; `sockets` are those that it has opened, `error` is what it ended with."""
+
+    def __init__(self, url: OllamaUrl) -> None:
+        super().__init__(daemon=True)
+        self._url = url
+        self.sockets: list[socket.socket] = []
+        self.opened = threading.Event()
+        self.error: Optional[OllamaError] = None
+        self.start()
+
+    def run(self) -> None:
+        try:
+            exchange(self._url, "/x", seconds=60, opened=self._note)
+        except OllamaError as error:
+            self.error = error
+
+    def _note(self, one: socket.socket) -> None:
+        self.sockets.append(one)
+        self.opened.set()
+
+    def shut_down(self) -> OllamaError:
+        """Shut its socket down as soon as that can be done, and give the error that it ends with."""
+        assert self.opened.wait(10)
+        while self.is_alive():
+            try:
+                self.sockets[-1].shutdown(socket.SHUT_RDWR)
+                break
+            except OSError:  # it is not connecting yet
+                self.join(0.01)
+        self.join(10)
+        assert self.error is not None
+        return self.error
+
+
+@pytest.mark.parametrize("answer", [b"", OK + b"Content-Length: 9\r\n\r\n1"])
+def test_another_thread_may_end_a_question(answer: bytes) -> None:
+    """A socket that is shut down ends the question that waits for an answer or for the rest of one, and is closed."""
+    with Server(answer, stay=True) as server:
+        asking = Asking(server.url)
+        while not server.requests:
+            asking.join(0.01)
+        assert "closed" in str(asking.shut_down())
+        assert {one.fileno() for one in asking.sockets} == {-1}
+
+
+def test_another_thread_may_end_a_connect() -> None:
+    """So does a question whose connection nobody takes: the queue of the listener is full."""
+    with ExitStack() as stack:
+        listener = stack.enter_context(socket.socket())
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(0)
+        for _ in range(3):
+            waiting = stack.enter_context(socket.socket())
+            waiting.setblocking(False)
+            waiting.connect_ex(listener.getsockname())
+        asking = Asking(OllamaUrl("127.0.0.1", listener.getsockname()[1]))
+        assert isinstance(asking.shut_down(), OllamaDown)
+
+
+def test_who_is_told_of_a_socket_may_refuse_it() -> None:
+    """An OSError of `opened` ends the question before anything is sent, also when the socket has connected."""
+    for times in (1, 2):
+        told: list[bool] = []
+
+        def refuse(one: socket.socket, told: list[bool] = told, times: int = times) -> None:
+            told.append(one.getsockname()[1] != 0)
+            if len(told) == times:
+                raise OSError("not any more")
+
+        with Server(OK) as server, pytest.raises(OllamaDown, match="/x: not any more"):
+            exchange(server.url, "/x", opened=refuse)
+        assert told == [False, True][:times]
+        assert b"".join(server.requests) == b""
