@@ -7,7 +7,7 @@ mean is config.py's business.
 
 from __future__ import annotations
 
-from .config import SETTINGS
+from .settings import SETTINGS
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -10,11 +10,16 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from typing import Any, NoReturn, Optional
 
-    from .config import Config
+    from .settings import Config
 
 EXIT_OK, EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 0, 1, 2, 130
 
 DESCRIPTION = "Tells a load balancer how busy this Ollama host really is."
+# Commands that are modules of their own: what they do, by name.
+TOOLS = {
+    "drain": "take this host out of its balancer's rotation",
+    "resume": "put this host back into its balancer's rotation",
+}
 EXAMPLES = """\
 examples:
   ollama-metrics serve
@@ -41,6 +46,11 @@ def main(
     from .errors import ConfigError, ListenError
 
     try:
+        if argv and argv[0] in TOOLS:
+            if arguments is None:
+                _end_at_once_when_interrupted()
+            code: int = _tool(argv[0]).run(_ask_argparse(argv, environment), environment)
+            return code
         command, config, format = _parse(argv, environment)
         if command == "serve":
             from .daemon import Daemon
@@ -102,7 +112,7 @@ def _ask_argparse(argv: Sequence[str], environ: Mapping[str, str]) -> dict[str, 
     import argparse
 
     from . import __version__
-    from .config import SETTINGS
+    from .settings import SETTINGS
 
     class Parser(argparse.ArgumentParser):
         """One line for a mistake, as the other tools of a shell do it."""
@@ -160,6 +170,11 @@ def _ask_argparse(argv: Sequence[str], environ: Mapping[str, str]) -> dict[str, 
         default="json",
         help="what to print (default: json)",
     )
+    for name, help in TOOLS.items():
+        tool = _tool(name) if argv[:1] == [name] else None
+        sub = command(name, help, tool.EPILOG if tool is not None else "")
+        if tool is not None:  # only its own help and mistakes need its options
+            tool.add_options(sub)
     for setting in SETTINGS:
         for sub in (serve, check) if setting.serve_only else (serve, check, once):
             sub.add_argument(
@@ -169,6 +184,16 @@ def _ask_argparse(argv: Sequence[str], environ: Mapping[str, str]) -> dict[str, 
                 help=f"{setting.help} (default: {setting.default_text})".replace("%", "%%"),
             )
     return vars(parser.parse_args(argv))
+
+
+def _tool(name: str) -> Any:
+    """The module of a command: its `EPILOG`, `add_options(parser)` and `run(options, environ)` -> exit code.
+
+    A `run` may raise ConfigError (exit code 2) and KeyboardInterrupt.
+    """
+    from . import drain_command, resume_command
+
+    return drain_command if name == "drain" else resume_command
 
 
 def _columns(environ: Mapping[str, str]) -> int:
@@ -184,7 +209,9 @@ def _check(config: Config, environ: Mapping[str, str]) -> int:
     """
     # A broken installation shows here: what `serve` imports at any time is imported by these.
     from . import (  # noqa: F401
+        agent_check,
         daemon,
+        drain,
         endpoints,
         expectation,
         gpu_collector,
@@ -206,8 +233,10 @@ def _check(config: Config, environ: Mapping[str, str]) -> int:
     from .listener import PASSED, listen
 
     asking = handed_over(environ, os.getppid())
-    if asking is not None and PASSED not in dict(asking.listeners):
-        listen(config.listen, asking.listeners)
+    if asking is not None:
+        addresses = config.listen if PASSED not in dict(asking.listeners) else ()
+        checks = (config.agent_check,) if config.agent_check is not None else ()
+        listen((*addresses, *checks), asking.listeners)
     print("ollama-metrics: the configuration is usable")
     return EXIT_OK
 

@@ -71,6 +71,22 @@ class Conversations:
             return
         self._watch(connection)
 
+    def tell(self, sock: socket.socket, line: bytes) -> None:
+        """A connection that is told a line, whatever it says itself."""
+        try:
+            sock.send(line, _DONTWAIT)
+            sock.shutdown(socket.SHUT_WR)
+        except OSError:
+            sock.close()
+            return
+        if len(self.open) >= self._most:
+            self.evict_oldest()
+        connection = Connection(sock)
+        # Closed when the client has closed: with something of it unread that would be a reset.
+        connection.discarding = 0
+        self._expect(connection)
+        self._watch(connection)
+
     def adopt(self, sock: socket.socket) -> None:
         """Go on with a connection that had been between two requests elsewhere."""
         sock.setblocking(False)

@@ -10,12 +10,12 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from typing import Any, Optional
 
-    from .config import Config
     from .handover import Handover
     from .heartbeat import Heartbeat
     from .listener import Listener
     from .renewal import Renewal
     from .server import Server
+    from .settings import Config
 
 EXIT_OK = 0
 
@@ -61,17 +61,25 @@ class Daemon:
         if self._ended:
             return EXIT_OK  # the SystemExit came while a destructor ran, and went no further
         sampling.wait()
-        self._listeners = self._listen()
+        listeners, tellers = self._listen()
+        self._listeners = listeners + tellers
         most = open_files_for(MOST_CONNECTIONS)
-        self._server = server = Server(self._listeners, sampling.endpoints, most_connections=most)
+        self._server = server = Server(
+            listeners,
+            sampling.endpoints,
+            most_connections=most,
+            tellers=[(listener, sampling.endpoints.agent_check_line) for listener in tellers],
+        )
         if before is not None:
             server.adopt(before.connections)
         server.on_wake = self._woken
         signal.set_wakeup_fd(server.wakeup_fd, warn_on_full_buffer=False)
         sampling.endpoints.counters = server.counters
         sampling.on_driver = self._note_driver
-        for listener in self._listeners:
+        for listener in listeners:
             log("info", f"listening on {listener.url} ({listener.description})")
+        for listener in tellers:
+            log("info", f"agent-check on {listener.description}")
         if manager.listens:
             self._report(sampling)
         if self._hung_up:
@@ -132,19 +140,24 @@ class Daemon:
 
         return handed_over(self._environ, os.getpid())
 
-    def _listen(self) -> list[Listener]:
-        """On systemd's sockets, else on those of the program before this one and what is configured besides."""
+    def _listen(self) -> tuple[list[Listener], list[Listener]]:
+        """For HTTP and for agent-checks.
+
+        On systemd's sockets, else on those of the program before this one and what is configured besides.
+        """
         from .listener import PASSED, adopt, listen
         from .service_manager import passed_sockets
 
         inherited = list(self._before.listeners) if self._before is not None else []
         passed = passed_sockets(self._environ) or [fd for name, fd in inherited if name == PASSED]
-        if passed:
-            return [adopt(fd, PASSED) for fd in passed]
-        listeners = listen(self._config.listen, inherited)
-        for fd in {fd for _, fd in inherited} - {listener.fileno() for listener in listeners}:
+        addresses = self._config.listen if not passed else ()
+        checks = (self._config.agent_check,) if self._config.agent_check is not None else ()
+        bound = listen((*addresses, *checks), inherited)
+        kept = {listener.fileno() for listener in bound} | set(passed)
+        for fd in {fd for _, fd in inherited} - kept:
             os.close(fd)  # configured no more
-        return listeners
+        http = [adopt(fd, PASSED) for fd in passed] + bound[: len(addresses)]
+        return http, bound[len(addresses) :]
 
     # -- what wakes the event loop -------------------------------------------------------------------------------
 

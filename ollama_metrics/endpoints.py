@@ -15,13 +15,16 @@ import urllib.parse
 
 from . import __version__
 from .agent import AgentBuild, AgentStats
+from .agent_check import Headroom, line
 from .answer import Answer, Refused
 from .exposition_json import render_json
 from .exposition_text import CONTENT_TYPES, render_text
+from .index_page import index
 from .negotiation import negotiate
 from .policy import ERROR
 from .snapshot import Snapshot
-from .verdict import FAILING, PESSIMISTIC_BALANCE, judge
+from .verdict import FAILING, OUT_OF_ROTATION, judge
+from .weight import DEFAULT, PESSIMISTIC_BALANCE
 from .window import LONGEST_SECONDS
 
 TYPE_CHECKING = False
@@ -29,31 +32,20 @@ if TYPE_CHECKING:
     from typing import Any, Callable, Optional
 
     from .connection import Counters
+    from .drain import DrainFile
     from .expectation import Expectation
     from .ollama_expectation import OllamaExpectation
     from .sampler import Sampler
     from .snapshot import State
     from .verdict import Verdict
+    from .weight import Weighting
 
     Page = tuple[Any, ...]
 
 JSON = "application/json; charset=utf-8"
-TEXT = "text/plain; charset=utf-8"
-HTML = "text/html; charset=utf-8"
 # Between two snapshots only ages change, and what is stuck comes to be seen as such: often enough.
 _STALE_SECONDS = 0.25
 
-ENDPOINTS = (
-    (
-        "/metrics",
-        "JSON; Prometheus text or OpenMetrics for clients that accept it; ?format=json|prometheus|openmetrics",
-    ),
-    ("/metrics?window=SECONDS", "the same, utilization averaged over another time (up to 120)"),
-    ("/health", "200 when ok or degraded, 503 with the reasons when failing"),
-    ("/health/ollama", "200 when Ollama answers, 503 when it does not"),
-    ("/-/ready", "200 once there are fresh readings"),
-    ("/-/healthy", "200 while the agent answers"),
-)
 _PATHS = ("/", "/metrics", "/health", "/health/ollama", "/-/ready", "/-/healthy")
 
 
@@ -78,10 +70,22 @@ class Endpoints:
         ollama: Optional[Sampler] = None,
         ollama_expectation: Optional[OllamaExpectation] = None,
         ollama_ignore: tuple[str, ...] = (),
+        weighting: Weighting = DEFAULT,
+        queue_aware: bool = False,
+        drains: Optional[DrainFile] = None,
+        agent_check_window: float = 5.0,
+        orca: bool = False,
     ) -> None:
         self._host, self._gpu, self._expectation = host, gpu, expectation
         self._ollama, self._ollama_expectation = ollama, ollama_expectation
-        self._ollama_ignore = ollama_ignore
+        self._ollama_ignore, self._weighting, self._queue_aware = (
+            ollama_ignore,
+            weighting,
+            queue_aware,
+        )
+        self._drains, self._orca = drains, orca
+        self._agent_check_window, self._headroom = agent_check_window, Headroom()
+        self._line: tuple[object, bytes] = (None, b"")
         self._interval, self._window, self._on_failure = interval, window, on_failure
         self._log, self._clock = log, clock
         self._own_failure = ""
@@ -152,7 +156,7 @@ class Endpoints:
                 **vars(balance),
                 gpus=[],
                 timestamp=None,
-                weight=balance.weight,
+                weight=self._weighting.highest,
                 status=FAILING,
                 reasons=["the agent itself fails; its log says why"],
             )
@@ -161,11 +165,11 @@ class Endpoints:
         if page[0] == "metrics":
             return self._metrics(page[1], page[2])
         if page[0] == "index":
-            return self._index(page[1])
+            return index(self.verdict(self._window), html=page[1])
         if page[0] == "/health":
             verdict = self.verdict(self._window)
             return _json(
-                503 if verdict.status == FAILING else 200,
+                503 if verdict.status in OUT_OF_ROTATION else 200,
                 status=verdict.status,
                 reasons=verdict.reasons,
             )
@@ -183,6 +187,18 @@ class Endpoints:
             )
         return _json(200, healthy=True)
 
+    def agent_check_line(self) -> bytes:
+        """What HAProxy's agent-check is told now; never raises. Made once for each snapshot."""
+        version = self.version()
+        if self._line[0] is not version:
+            try:
+                said = line(self.verdict(self._agent_check_window), self._headroom)
+            except Exception as error:
+                self._log("error", f"the agent itself fails: {type(error).__name__}: {error}")
+                said = b"ready down #the agent itself fails\n"
+            self._line = version, said
+        return self._line[1]
+
     @staticmethod
     def refusal(status: int, sentence: str) -> Answer:
         """The answer to a request that is refused."""
@@ -190,9 +206,7 @@ class Endpoints:
 
     def judge_now(self) -> Verdict:
         """The verdict on the samplers' states as they are now; may be called by any thread."""
-        return judge(
-            self._compose(), self._window, self._on_failure, self._clock(), self._ollama_ignore
-        )
+        return self._judge(self._compose(), self._window)
 
     # -- pages ---------------------------------------------------------------------------------------------------
 
@@ -200,12 +214,21 @@ class Endpoints:
         """The verdict on the latest snapshot, judged once for each window."""
         verdict = self._verdicts.get(window)
         if verdict is None:
-            if len(self._verdicts) >= 256:
+            if len(self._verdicts) >= 128:
                 self._verdicts.clear()
-            verdict = self._verdicts[window] = judge(
-                self._snapshot, window, self._on_failure, self._clock(), self._ollama_ignore
-            )
+            verdict = self._verdicts[window] = self._judge(self._snapshot, window)
         return verdict
+
+    def _judge(self, snapshot: Snapshot, window: float) -> Verdict:
+        return judge(
+            snapshot,
+            window,
+            self._on_failure,
+            self._clock(),
+            self._ollama_ignore,
+            self._weighting,
+            self._queue_aware,
+        )
 
     def document(
         self, format: str, window: Optional[float] = None, indent: Optional[int] = None
@@ -236,6 +259,7 @@ class Endpoints:
             self._expectation.how_to_change,
             self._ollama.state.as_of(now) if self._ollama is not None else None,
             self._ollama_expectation is not None and self._ollama_expectation.expected,
+            self._drains.read() if self._drains is not None else None,
         )
 
     def _stats(self) -> AgentStats:
@@ -295,10 +319,11 @@ class Endpoints:
 
     def _metrics(self, format: str, window: float) -> Answer:
         body = self.document(format, window)
+        headers = (("endpoint-load-metrics", orca(self.verdict(window))),) if self._orca else ()
         if format != "json":
-            return Answer(200, CONTENT_TYPES[format], body)
+            return Answer(200, CONTENT_TYPES[format], body, headers)
         failed = self._on_failure == ERROR and self.verdict(window).status == FAILING
-        return Answer(503 if failed else 200, JSON, body)
+        return Answer(503 if failed else 200, JSON, body, headers)
 
     def _ollama_health(self) -> Answer:
         from .ollama_health import answers
@@ -314,55 +339,18 @@ class Endpoints:
         why = reading.error if reading is not None else state.health.error
         return _json(503, up=False, error=why or "Ollama is not checked any more")
 
-    def _index(self, html: bool) -> Answer:
-        verdict = self.verdict(self._window)
-        balance = verdict.balance
-        title = f"ollama-metrics {__version__}"
-        now = f"{verdict.status}, weight {balance.weight:g}"
-        if not html:
-            lines = [
-                title,
-                f"This host is {now}.",
-                *(f"  {reason}" for reason in verdict.reasons),
-                "",
-            ]
-            lines += [f"{path:25} {what}" for path, what in ENDPOINTS]
-            return Answer(200, TEXT, ("\n".join(lines) + "\n").encode())
-        return Answer(
-            200,
-            HTML,
-            _page(title, now, verdict.reasons).encode(),
-            (("Content-Security-Policy", _CSP),),
-        )
 
+def orca(verdict: Verdict) -> str:
+    """The value of ORCA's header for HTTP, in its text form: ratios, 1 for a host that is to get nothing.
 
-_CSP = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-_STYLE = (
-    "body{font:16px/1.5 system-ui,sans-serif;max-width:44rem;margin:2rem auto;padding:0 1rem;color-scheme:light dark}"
-    "dt{font-family:monospace}dd{margin:0 0 .6rem}"
-)
-
-
-def _page(title: str, now: str, reasons: tuple[str, ...]) -> str:
-    from html import escape
-
-    said = "".join(f"<li>{escape(reason)}" for reason in reasons)
-    links = "".join(
-        f'<dt><a href="{escape(_link(path))}">{escape(path)}</a><dd>{escape(what)}'
-        for path, what in ENDPOINTS
-    )
+    Source: the Open Request Cost Aggregation proposal, cncf/xds, and Envoy's load report.
+    """
+    balance = verdict.balance
     return (
-        f'<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
-        f"<title>{escape(title)}</title><style>{_STYLE}</style><h1>{escape(title)}</h1>"
-        f"<p>This host is <strong>{escape(now)}</strong>.</p><ul>{said}</ul><dl>{links}</dl></html>\n"
+        f"TEXT cpu_utilization={balance.cpu_percent / 100:.3f}, "
+        f"mem_utilization={balance.ram_percent / 100:.3f}, "
+        f"application_utilization={verdict.load_ratio:.3f}"
     )
-
-
-def _link(path: str) -> str:
-    """A link that a browser can follow to what it names: on /metrics it would be negotiated back to this page."""
-    if path.startswith("/metrics"):
-        return "/metrics?format=json" + ("&window=60" if "window" in path else "")
-    return path
 
 
 def _json(code: int, /, **fields: Any) -> Answer:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from typing import Any, Optional
 
+    from .drain import Drain
     from .ollama import OllamaReading
     from .snapshot import Snapshot, State
     from .verdict import Verdict
@@ -72,7 +73,7 @@ def to_document(
         **vars(balance),
         "gpus": [_gpu(gpu, gpu_stats.get(gpu.uuid)) for gpu in gpus],
         "timestamp": _rounded(verdict.timestamp),
-        "weight": balance.weight,
+        "weight": verdict.weight,
         "status": verdict.status,
         "reasons": list(verdict.reasons),
         "window_seconds": window,
@@ -93,7 +94,17 @@ def to_document(
         else None,
         "ollama": ollama,
         "vram": vram,
+        "weight_components": dict(verdict.components),
+        "load": verdict.load_ratio,
+        "drain": _drain(snapshot.drain),
     }
+
+
+def _drain(drain: Optional[Drain]) -> Optional[dict[str, Any]]:
+    """Why, and until when (Unix seconds, null: until it is ended), no request is to come."""
+    if drain is None:
+        return None
+    return {"reason": drain.reason, "since": drain.since, "until": drain.until}
 
 
 def _shown(state: State[Any], kept: bool) -> Any:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 import socket
+from dataclasses import replace
 
 from .expectation import MOST_GPUS
 from .frozen import dataclass
 from .ollama_url import OllamaUrl, parse_url
+from .weight import COEFFICIENTS, DEFAULT, Weighting
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -147,3 +149,22 @@ def parse_cgroup(text: str) -> str:
     if ".." in text.split("/"):
         raise ValueError(text)
     return parse_path(text)
+
+
+def parse_agent_check(text: str) -> Optional[Address]:
+    """An address, or None for `none`."""
+    return None if text == "none" else parse_address(text)
+
+
+def parse_weight(text: str) -> Weighting:
+    """`cpu=1,gpu_util=2`: the coefficients that are named, each once; the others stay as they are."""
+    given: dict[str, float] = {}
+    for word in text.split(","):
+        name, _, number = word.strip().partition("=")
+        if name in given or name not in COEFFICIENTS:
+            raise ValueError(text)
+        given[name] = seconds(0.0, 100.0)(number)
+    weighting = replace(DEFAULT, **given)
+    if not weighting.cpu + weighting.ram:
+        raise ValueError(text)  # a host without GPUs would weigh nothing, and win
+    return weighting

@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 
 from .agent import AgentBuild, AgentStats
-from .config import CONFIG_VARIABLE, SETTINGS
+from .config import CONFIG_VARIABLE
 from .exposition_json import render_json
 from .exposition_text import TABLES
 from .gpu import GpuReading, GpuSample
@@ -18,6 +18,7 @@ from .metrics import Table
 from .ollama import LogReading, Model, OllamaReading, Part
 from .placement import VideoMemory
 from .policy import PESSIMISTIC
+from .settings import SETTINGS
 from .snapshot import CollectorHealth, Snapshot, State
 from .verdict import judge
 from .window import Span
@@ -39,8 +40,13 @@ TOP_LEVEL = (
         "number",
         "Unix seconds of the oldest reading behind the numbers; null before any.",
     ),
-    ("weight", "number", "cpu + ram + 1.5 utilization + 1.5 memory, of the five fields as served."),
-    ("status", "string", "`ok`, `degraded` or `failing`."),
+    (
+        "weight",
+        "number",
+        "cpu + ram + 1.5 utilization + 1.5 memory, of the five fields as served, unless `--weight` or "
+        "`--capacity` say otherwise.",
+    ),
+    ("status", "string", "`ok`, `degraded`, `failing` or `draining`."),
     ("reasons", "list", "Sentences for a person: what is wrong, what stands in for what."),
     ("window_seconds", "number", "The window of this answer."),
     ("age_seconds", "number", "Age of the oldest reading behind the numbers; null before any."),
@@ -61,6 +67,21 @@ TOP_LEVEL = (
         "Ollama as it was last seen; null where it is left alone (`--ollama none`).",
     ),
     ("vram", "object", "Room for models on the GPUs; null without GPUs."),
+    (
+        "weight_components",
+        "object",
+        "What each field and the requests in flight add to `weight` (`--weight`), before `--capacity`.",
+    ),
+    (
+        "load",
+        "number",
+        "0-1: the weight over the most that a host of this kind can have, so that unlike ones compare.",
+    ),
+    (
+        "drain",
+        "object",
+        "`reason`, `since` and `until` (Unix seconds, null: until resumed) of a drained host; else null.",
+    ),
 )
 
 

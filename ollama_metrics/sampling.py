@@ -6,7 +6,6 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Callable, Optional
 
-    from .config import Config
     from .handover import Handover
     from .log import Log
     from .log_follower import Follower
@@ -14,6 +13,7 @@ if TYPE_CHECKING:
     from .ollama_expectation import OllamaExpectation
     from .ollama_url import OllamaUrl
     from .sampler import Sampler
+    from .settings import Config
     from .status_log import StatusLog
 
 # The first CPU reading is over this time, or the interval where that is shorter: a balancer waits
@@ -94,9 +94,11 @@ class Sampling:
         if config.ollama is not None:
             self._start_ollama(config, config.ollama, read_only, before)
 
+        from .drain import DrainFile
         from .endpoints import Endpoints
         from .status_log import StatusLog
 
+        drains = DrainFile(config.state_dir)
         self.endpoints: Endpoints = Endpoints(
             self._host,
             self._gpu,
@@ -108,9 +110,19 @@ class Sampling:
             ollama=self._ollama,
             ollama_expectation=self._ollama_expectation,
             ollama_ignore=config.ollama_ignore,
+            weighting=config.weighting,
+            queue_aware=config.queue_aware,
+            drains=drains,
+            agent_check_window=max(config.agent_check_window, config.interval),
+            orca=config.orca,
         )
         self._status = StatusLog(
-            self._host, self._gpu, self.endpoints.judge_now, log, ollama=self._ollama
+            self._host,
+            self._gpu,
+            self.endpoints.judge_now,
+            log,
+            ollama=self._ollama,
+            drain=drains.read,
         )
 
     def _start_ollama(

@@ -40,6 +40,7 @@ _EVENTS = 64
 class Server:
     """Serves `application` on `listeners`; one thread calls `run`.
 
+    `tellers` are listeners whose clients are told the line that their function returns, and no HTTP.
     `on_wake` is called by the loop whenever `wake` or a signal has woken it.
     """
 
@@ -52,10 +53,13 @@ class Server:
         idle_seconds: float = IDLE_SECONDS,
         clock: Callable[[], float] = time.monotonic,
         on_wake: Callable[[], object] = lambda: None,
+        tellers: Sequence[tuple[Listener, Callable[[], bytes]]] = (),
     ) -> None:
         self._clock, self.on_wake = clock, on_wake
         self._most = most_connections
-        self._listeners = {listener.fileno(): listener for listener in listeners}
+        every = (*listeners, *(listener for listener, _ in tellers))
+        self._listeners = {listener.fileno(): listener for listener in every}
+        self._tell = {listener.fileno(): tell for listener, tell in tellers}
         self._deadlines = Deadlines(request_seconds, idle_seconds)
         self._epoll = select.epoll()
         self._conversations = Conversations(
@@ -177,7 +181,11 @@ class Server:
                 time.sleep(0.01)  # nothing to give up: better late than spinning
                 return False
             return True  # ECONNABORTED and its like: the client has gone again
-        self._conversations.begin(sock)
+        tell = self._tell.get(listener.fileno())
+        if tell is None:
+            self._conversations.begin(sock)
+        else:
+            self._conversations.tell(sock, tell())
         return True
 
     def _say_goodbye(self) -> None:

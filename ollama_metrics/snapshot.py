@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from typing import Generic, Optional, Protocol, TypeVar
 
+    from .drain import Drain
     from .gpu import GpuReading
     from .host import HostSample
     from .ollama import OllamaReading
@@ -90,7 +91,7 @@ class Snapshot:
 
     `gpu` is None where GPUs are not looked at (`--expected-gpus 0`), `ollama` where Ollama is not
     (`--ollama none`). `gpus_expected_by` tells a person where the expectation comes from and how to
-    change it.
+    change it. `drain` is the operator's word that no request is to come.
     """
 
     host: State[HostSample]
@@ -99,3 +100,4 @@ class Snapshot:
     gpus_expected_by: str
     ollama: Optional[State[OllamaReading]] = None
     ollama_expected: bool = False
+    drain: Optional[Drain] = None

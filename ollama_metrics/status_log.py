@@ -25,9 +25,10 @@ class StatusLog:
         log: Callable[[str, str], None],
         clock: Callable[[], float] = time.monotonic,
         ollama: Optional[Sampler] = None,
+        drain: Callable[[], object] = lambda: None,
     ) -> None:
         self._host, self._gpu, self._judge, self._log, self._clock = host, gpu, judge, log, clock
-        self._ollama = ollama
+        self._ollama, self._drain = ollama, drain
         self._seen: object = None
         self._status: Optional[str] = None
 
@@ -35,7 +36,7 @@ class StatusLog:
         """Look at the verdict, and log it when it is another one than before."""
         gpu = self._gpu.state if self._gpu is not None else None
         ollama = self._ollama.state if self._ollama is not None else None
-        seen = (self._host.state.health.success, gpu, ollama)
+        seen = (self._host.state.health.success, gpu, ollama, self._drain())
         if seen == self._seen:
             now = self._clock()
             if (gpu is None or now <= gpu.overdue_at) and (

@@ -14,6 +14,7 @@ was measured; Prometheus gets what was measured.
     checks in a row, or is not checked any more     failing    the same, under `last-good`, too
     Ollama is expected, has not answered since the
     agent started, and may still be booting         degraded   as saturated: the weight just below 500
+    the operator has drained the host               draining   as failing; a host that is both is failing
     some GPUs lost                                  degraded   as measured, each lost GPU counting as 100 and 100
     GPUs work and models sit on the CPU             degraded   as measured, the GPUs' headroom less the models' share
                                                                on the CPU: 100 and 100 where all of it is there
@@ -30,63 +31,44 @@ Ollama: its host's numbers are fresh, and idle. What is said of Ollama is judged
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import field, replace
 
 from .frozen import dataclass
 from .metrics import gauge, state
 from .ollama_health import OllamaHealth, judge_ollama
 from .policy import LAST_GOOD, LAST_GOOD_SECONDS
+from .weight import (
+    DEFAULT,
+    PESSIMISTIC_BALANCE,
+    SATURATED_BALANCE,
+    Balance,
+    Weighting,
+    bounded,
+    with_queue,
+)
 from .window import stats
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Collection, Mapping
     from typing import Any, Optional
 
     from .gpu import GpuReading, GpuSample
     from .host import HostSample
+    from .ollama import OllamaReading
     from .snapshot import Snapshot, State
     from .window import Stat
 
-OK, DEGRADED, FAILING = "ok", "degraded", "failing"
+OK, DEGRADED, FAILING, DRAINING = "ok", "degraded", "failing", "draining"
+# Whose host is to get no request.
+OUT_OF_ROTATION = (FAILING, DRAINING)
 # A stand-in for what is not reported is never 0: nothing known is not the same as nothing to do.
 _LEAST_STAND_IN = 0.01
 
 
 @dataclass(frozen=True)
-class Balance:
-    """The five fields that a balancer reads, by their JSON keys: percent with one decimal and an integer.
-
-    Source: the balancer's own decoding, which fails on a float count and on anything that is not a
-    number.
-    """
-
-    cpu_percent: float
-    ram_percent: float
-    gpu_count: int
-    gpu_avg_utilization_percent: float
-    gpu_avg_memory_percent: float
-
-    @property
-    def weight(self) -> float:
-        """The balancer's own formula over these fields: 0 to 500, to 200 without GPUs; the lowest wins."""
-        gpus = (
-            1.5 * self.gpu_avg_utilization_percent + 1.5 * self.gpu_avg_memory_percent
-            if self.gpu_count > 0
-            else 0
-        )
-        return round(self.cpu_percent + self.ram_percent + gpus, 2)
-
-
-# What a host gets of which nothing is known.
-PESSIMISTIC_BALANCE = Balance(100.0, 100.0, 1, 100.0, 100.0)
-# What a host gets at most that is not dead.
-_SATURATED_BALANCE = Balance(99.9, 100.0, 1, 100.0, 100.0)
-
-
-@dataclass(frozen=True)
 class Verdict:
-    """What is told of a host.
+    """What is told of a host; `drained`: the operator wants it so, whatever else is the matter.
 
     `age_seconds` is the age of the oldest reading behind the numbers, `timestamp` its Unix time
     (None before any). `kept` tells that the numbers are the last good ones of a failing host.
@@ -96,21 +78,30 @@ class Verdict:
     LABELS = ()
 
     status: str = state(
-        "The agent's verdict on the host: 1 for the one that holds.", (OK, DEGRADED, FAILING)
+        "The agent's verdict on the host: 1 for the one that holds.",
+        (OK, DEGRADED, FAILING, DRAINING),
     )
     gpu_devices: int = gauge("GPUs that answer.")
     gpu_devices_expected: int = gauge("GPUs that the host should have, by setting or by memory.")
     reasons: tuple[str, ...] = ()
     balance: Balance = PESSIMISTIC_BALANCE
+    components: Mapping[str, float] = field(default_factory=dict)
     kept: bool = False
+    drained: bool = False
     age_seconds: Optional[float] = None
     timestamp: Optional[float] = None
+    weight: float = gauge(
+        "What a balancer weighs the host by: the lowest gets the next request, a failing or draining host the highest."
+    )
+    load_ratio: float = gauge(
+        "The weight over the most that a host of this kind can have.", json="load"
+    )
 
     @property
     def summary(self) -> str:
         """A line for a person: `ok, weight 43.5`, or `failing, weight 500: GPU 0 ... is lost`."""
         why = "; ".join(self.reasons)
-        return f"{self.status}, weight {self.balance.weight:g}{why and ': '}{why}"
+        return f"{self.status}, weight {self.weight:g}{why and ': '}{why}"
 
 
 def judge(
@@ -119,10 +110,13 @@ def judge(
     on_failure: str,
     now: float,
     ignored: Collection[str] = (),
+    weighting: Weighting = DEFAULT,
+    queue_aware: bool = False,
 ) -> Verdict:
     """The verdict at monotonic time `now`, utilization averaged over the last `window` seconds.
 
-    `ignored` are the rules about Ollama that do not count (policy.OLLAMA_RULES).
+    `ignored` are the rules about Ollama that do not count (policy.OLLAMA_RULES). `queue_aware` has the
+    requests in flight in the GPUs' utilization.
     """
     host, gpu = snapshot.host, snapshot.gpu
     ollama = judge_ollama(snapshot, window, now, ignored)
@@ -146,21 +140,47 @@ def judge(
             f"{expected - present} of {expected} GPUs lost ({named}); {snapshot.gpus_expected_by}",
         )
 
+    queue: Optional[OllamaReading] = snapshot.ollama.sample if snapshot.ollama is not None else None
+    in_flight = queue.active_requests if queue is not None and queue.up else None
+    drained = () if snapshot.drain is None else (snapshot.drain.sentence,)
+
     def verdict(status: str, reasons: tuple[str, ...], balance: Balance, kept: bool) -> Verdict:
-        return Verdict(status, present, expected, reasons, balance, kept, age, timestamp)
+        out = status in OUT_OF_ROTATION and not kept
+        return Verdict(
+            status=status,
+            gpu_devices=present,
+            gpu_devices_expected=expected,
+            reasons=reasons,
+            balance=balance,
+            components=weighting.components(balance, in_flight),
+            kept=kept,
+            drained=bool(drained),
+            age_seconds=age,
+            timestamp=timestamp,
+            weight=weighting.weight(balance, in_flight, out),
+            load_ratio=weighting.load(balance, in_flight, out),
+        )
 
     if not broken and host.sample is not None:
         balance, notes = _measured(host, gpu, expected, window, ollama)
         if reading is not None and reading.absence and not expected:
             notes = (f"no GPU: {reading.absence}", *notes)
+        if queue_aware:
+            balance = with_queue(balance, in_flight, _slots(queue))
+            if in_flight is None:
+                notes = (*notes, "requests in flight are not known, and count as all slots in use")
         if ollama.waiting:
-            balance = replace(_SATURATED_BALANCE, gpu_count=max(1, balance.gpu_count))
+            balance = replace(SATURATED_BALANCE, gpu_count=max(1, balance.gpu_count))
         worse = lost + ollama.degraded
+        if snapshot.drain is not None:
+            drained_balance = replace(PESSIMISTIC_BALANCE, gpu_count=max(1, balance.gpu_count))
+            return verdict(DRAINING, drained + worse, drained_balance, kept=False)
         reasons = (*worse, *notes, *ollama.notes)
         return verdict(DEGRADED if worse else OK, reasons, balance, kept=False)
     if (
         on_failure == LAST_GOOD
         and not ollama.broken
+        and not drained
         and _was_good(snapshot)
         and age is not None
         and age <= LAST_GOOD_SECONDS
@@ -169,7 +189,7 @@ def judge(
         reasons = (*broken, f"the numbers are {age:.0f} s old")
         return verdict(FAILING, reasons, balance, kept=True)
     worst = replace(PESSIMISTIC_BALANCE, gpu_count=max(1, expected))
-    return verdict(FAILING, broken, worst, kept=False)
+    return verdict(FAILING, broken + drained, worst, kept=False)
 
 
 def _relied_on(snapshot: Snapshot) -> tuple[State[Any], ...]:
@@ -262,10 +282,15 @@ def _measured(
         gpu_avg_utilization_percent=_percent((sum(utilization) + lost) / count) if count else 0.0,
         gpu_avg_memory_percent=_percent((sum(memory) + lost) / count) if count else 0.0,
     )
-    if balance.weight >= 500:
-        # Saturated is not dead: a host that works stays below one that does not.
-        balance = replace(_SATURATED_BALANCE, gpu_count=count)
-    return balance, tuple(notes)
+    return bounded(balance), tuple(notes)
+
+
+def _slots(reading: Optional[OllamaReading]) -> Optional[int]:
+    """How many requests Ollama serves at once, as far as its runners tell."""
+    if reading is None:
+        return None
+    parallel = sum(runner.parallel or 0 for runner in reading.runners or ())
+    return reading.slots or parallel or None
 
 
 def _stand_ins(

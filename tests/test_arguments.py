@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from ollama_metrics.arguments import plain_options
 from ollama_metrics.cli import _ask_argparse
-from ollama_metrics.config import SETTINGS
+from ollama_metrics.settings import SETTINGS
 
 OPTIONS = [setting.option for setting in SETTINGS]
 

@@ -10,15 +10,12 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from ollama_metrics.config import (
-    SETTINGS,
-    Config,
-    default_state_dir,
-    load,
-)
+from ollama_metrics.config import default_state_dir, load
 from ollama_metrics.errors import ConfigError
 from ollama_metrics.ollama_url import OllamaUrl
 from ollama_metrics.option_values import Address, parse_address, parse_cgroup, parse_log
+from ollama_metrics.settings import SETTINGS, Config
+from ollama_metrics.weight import Weighting
 
 EVERY_SETTING = {
     "config": ("/etc/settings", "/etc/settings"),
@@ -36,6 +33,12 @@ EVERY_SETTING = {
     "ollama_log": ("journal:ollama.service", ("journal", "ollama.service")),
     "ollama_cgroup": ("/sys/fs/cgroup/x", "/sys/fs/cgroup/x"),
     "ollama_ignore": ("slow", ("slow",)),
+    "weight": ("cpu=2,in_flight=10", Weighting(cpu=2.0, in_flight=10.0)),
+    "capacity": ("2.5", 2.5),
+    "queue_aware": ("on", True),
+    "agent_check": ("127.0.0.1:9000", Address("127.0.0.1", 9000)),
+    "agent_check_window": ("10", 10.0),
+    "orca": ("on", True),
 }
 OTHERS = {
     "config": "/etc/others",
@@ -53,6 +56,12 @@ OTHERS = {
     "ollama_log": "file:/var/log/ollama.log",
     "ollama_cgroup": "none",
     "ollama_ignore": "down",
+    "weight": "ram=0",
+    "capacity": "0.5",
+    "queue_aware": "off",
+    "agent_check": "[::]:9001",
+    "agent_check_window": "7",
+    "orca": "off",
 }
 REPEATABLE = ("listen", "ollama_ignore")
 every_setting = pytest.mark.parametrize("name", list(EVERY_SETTING))
@@ -192,6 +201,20 @@ BAD = [
     *[("ollama_log", text, "file:/PATH") for text in ("file", "file:", "file:/a\0b", "/var/log/o")],
     *[("ollama_log", text, "file:/PATH") for text in ("file:ollama.log", "file:./o", "file:~/o")],
     *[("ollama_cgroup", text, "auto, none or the path") for text in ("", "a\0b")],
+    *[
+        ("weight", text, "NAME=N")
+        for text in ("cpu", "cpu=", "cpu=x", "cpu=-1", "cpu=101", "gpu=1", "=1")
+    ],
+    *[
+        ("weight", text, "NAME=N")
+        for text in ("cpu=1,cpu=2", "cpu=1,", "cpu=nan", "cpu=1e1_0", ",")
+    ],
+    ("weight", "cpu=0,ram=0", "cpu and ram not both 0"),
+    *[("capacity", text, "0.01 to 100") for text in ("0", "-1", "101", "x", "inf", "nan")],
+    *[("queue_aware", text, "on or off") for text in ("yes", "1", "ON")],
+    *[("agent_check", text, "ADDR:PORT") for text in ("9000", ":9000", "a b:1", "[::]", "None")],
+    *[("agent_check_window", text, "seconds from the interval") for text in ("0", "121", "x")],
+    *[("orca", text, "on or off") for text in ("text", "true")],
     *[("ollama_ignore", text, "down, on-cpu") for text in ("x", "", "Down", "on_cpu", "all")],
 ]
 
@@ -222,6 +245,11 @@ GOOD = [
     *[("ollama_cgroup", text, text) for text in ("auto", "none", "/", "system.slice/a.service")],
     *[("ollama_ignore", rule, (rule,)) for rule in ("down", "on-cpu", "slow", "errors")],
     ("ollama_ignore", "none", ()),
+    ("weight", " cpu=0 , ram=0.5", Weighting(cpu=0.0, ram=0.5)),
+    ("weight", "gpu_util=100,gpu_mem=0", Weighting(gpu_util=100.0, gpu_mem=0.0)),
+    ("capacity", "0.01", 0.01),
+    ("agent_check", "none", None),
+    ("agent_check", "0.0.0.0:0", Address("0.0.0.0", 0)),
 ]
 
 

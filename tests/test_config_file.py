@@ -15,9 +15,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_config import EVERY_SETTING, OTHERS, argument, every_setting, variable
 
-from ollama_metrics.config import FILE_VARIABLES, SETTINGS, Config, load
+from ollama_metrics.config import FILE_VARIABLES, load
 from ollama_metrics.config_file import parse_config_file, read_config_file
 from ollama_metrics.errors import ConfigError
+from ollama_metrics.settings import SETTINGS, Config
 
 SHIPPED = Path(__file__).parents[1] / "systemd" / "environment"
 INTERVAL = "OLLAMA_METRICS_INTERVAL"

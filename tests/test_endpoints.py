@@ -16,11 +16,12 @@ from test_negotiation import FIREFOX, PROMETHEUS
 from test_server import Reply, Serving, get
 
 from ollama_metrics.answer import Refused
-from ollama_metrics.endpoints import ENDPOINTS, Endpoints
+from ollama_metrics.endpoints import Endpoints
 from ollama_metrics.errors import CollectorError
 from ollama_metrics.expectation import Expectation
 from ollama_metrics.gpu import GpuReading, GpuSample
 from ollama_metrics.host import HostSample
+from ollama_metrics.index_page import ENDPOINTS
 from ollama_metrics.ollama import OllamaReading
 from ollama_metrics.ollama_expectation import OllamaExpectation
 from ollama_metrics.plans import Plans

@@ -92,14 +92,14 @@ def test_a_parser_reads_the_right_values(format: str) -> None:
 
 @both_formats
 def test_a_state_is_a_series_for_each_of_its_values(format: str) -> None:
-    """Of the verdict's three words one series is 1 and the others are 0."""
+    """Of the verdict's four words one series is 1 and the others are 0."""
     found = series(format, rendered(format))
     states = {
         dict(labels)["status"]: number
         for (name, labels), number in found.items()
         if name == "ollama_host_status"
     }
-    assert states == {"ok": 0, "degraded": 1, "failing": 0}
+    assert states == {"ok": 0, "degraded": 1, "failing": 0, "draining": 0}
 
 
 @both_formats
@@ -136,12 +136,14 @@ def test_what_is_not_reported_is_not_there(format: str) -> None:
 
 @both_formats
 def test_what_was_not_measured_is_not_there(format: str) -> None:
-    """Without a reading no made-up number appears: the verdict's word, the collectors' health and the build only."""
+    """Without a reading no made-up reading appears: the verdict's word and weight, the collectors' health and the build."""
     text = rendered(format, NOTHING, VERDICT_NOTHING, AgentStats())
     assert names(text) == {
         "ollama_host_status",
         "ollama_host_gpu_devices",
         "ollama_host_gpu_devices_expected",
+        "ollama_host_weight",
+        "ollama_host_load_ratio",
         "ollama_agent_collector_success",
         "ollama_agent_collector_consecutive_failures",
         "ollama_agent_collector_failures_total",

@@ -44,7 +44,7 @@ class Beating:
 
 
 def verdict(status: str, weight: float, *reasons: str) -> Verdict:
-    return Verdict(status, 0, 0, reasons, Balance(weight, 0.0, 0, 0.0, 0.0))
+    return Verdict(status, 0, 0, reasons, Balance(weight, 0.0, 0, 0.0, 0.0), weight=weight)
 
 
 def OK() -> Verdict:

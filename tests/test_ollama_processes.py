@@ -102,10 +102,13 @@ def test_the_connections_and_runners_of_this_host(stack: ExitStack) -> None:
         assert processes.connections() == number
     child = stack.enter_context(
         subprocess.Popen(
-            [sys.executable, "-c", "import sys; sys.stdin.read()", "--model", f"/blobs/{BLOB}"],
+            [sys.executable, "-c", "print(flush=True); input()", "--model", f"/blobs/{BLOB}"],
             stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
         )
     )
+    assert child.stdout is not None
+    child.stdout.readline()  # before, it may have a command line of its own or not yet
     assert Runner(child.pid, BLOB) in processes.runners()
 
 

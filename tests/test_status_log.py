@@ -33,7 +33,7 @@ class Judge:
         self.asked += 1
         if self.broken:
             raise ZeroDivisionError("a fault of the verdict's own")
-        return Verdict(self.status, 0, 0, ("because",))
+        return Verdict(self.status, 0, 0, ("because",), weight=500.0)
 
 
 class Bench:

@@ -9,8 +9,8 @@ from typing import Callable
 
 import pytest
 
-from ollama_metrics.config import SETTINGS
 from ollama_metrics.config_file import parse_config_file
+from ollama_metrics.settings import SETTINGS
 
 REPOSITORY = Path(__file__).parents[1]
 UNITS = REPOSITORY / "systemd"

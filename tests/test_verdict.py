@@ -12,13 +12,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ollama_metrics.agent import AgentBuild, AgentStats
+from ollama_metrics.drain import Drain
 from ollama_metrics.exposition_json import render_json
 from ollama_metrics.gpu import GpuReading, GpuSample, LostGpu, MigInstance
 from ollama_metrics.host import HostSample
 from ollama_metrics.ollama import LogReading, Model, OllamaReading, RequestSpan
 from ollama_metrics.policy import LAST_GOOD, ON_FAILURE, PESSIMISTIC
 from ollama_metrics.snapshot import CollectorHealth, Snapshot, State
-from ollama_metrics.verdict import DEGRADED, FAILING, OK, judge
+from ollama_metrics.verdict import DEGRADED, DRAINING, FAILING, OK, judge
+from ollama_metrics.weight import Weighting
 from ollama_metrics.window import Span
 
 NOW = 1000.0
@@ -472,3 +474,85 @@ def test_no_reading_whatsoever_makes_an_answer_that_a_balancer_cannot_use(
         assert poll.weight < 500
     else:
         assert poll.weight == 500
+
+
+# -- drained by the operator -------------------------------------------------------------------------------------------
+
+DRAIN = Drain("a new disk", 1.7e9, None)
+
+
+@pytest.mark.parametrize(("what", "fails", "arguments", "more"), ALL, ids=[case[0] for case in ALL])
+@pytest.mark.parametrize("policy", ON_FAILURE)
+def test_a_drained_host_gets_nothing(
+    what: str, fails: bool, arguments: Any, more: dict[str, Any], policy: str
+) -> None:
+    """Whatever else is so: the highest weight, and the drain among the reasons; a failing host goes on failing."""
+    known = {key: value for key, value in more.items() if key != "ignored"}
+    shot = replace(snapshot(*arguments, **known), drain=DRAIN)
+    verdict = judge(shot, WINDOW, policy, NOW, more.get("ignored", ()))
+    assert verdict.status == (FAILING if fails else DRAINING)
+    assert verdict.drained
+    assert "drained: a new disk" in verdict.reasons
+    body = render_json(shot, verdict, WINDOW, AgentBuild("1", "3"), AgentStats(), NOW)
+    assert decode(body).weight == json.loads(body)["weight"] == verdict.weight == 500
+    assert json.loads(body)["load"] == 1.0
+
+
+# -- requests in flight ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("in_flight", "slots", "utilization"),
+    [
+        (0, 4, 80.0),
+        (4, 4, 90.0),
+        (12, 4, 95.0),
+        (1, None, 90.0),
+        (10**9, 4, 100.0),
+        (None, 4, 90.0),
+    ],
+)
+def test_the_queue_takes_its_share_of_the_gpus(
+    in_flight: Optional[int], slots: Optional[int], utilization: float
+) -> None:
+    """--queue-aware: n of n + slots of what is left of the utilization; a count that is not known is all slots."""
+    known = ollama(active_requests=in_flight, slots=slots)
+    shot = snapshot(HOST, gpus(TWO), 2, known)
+    plain, aware = (judge(shot, WINDOW, PESSIMISTIC, NOW, queue_aware=on) for on in (False, True))
+    assert plain.balance.gpu_avg_utilization_percent == 80.0
+    assert aware.balance.gpu_avg_utilization_percent == utilization
+    assert aware.weight == aware.balance.weight < 500
+    assert ("requests in flight are not known" in " ".join(aware.reasons)) == (in_flight is None)
+
+
+def test_no_queue_makes_a_saturated_host_look_dead() -> None:
+    """With everything full and any queue the weight stays below a dead host's."""
+    full = gpus(reading(gpu_sample(0, utilization_ratio=1.0, memory_used_ratio=1.0)))
+    shot = snapshot(state(host_sample(1.0, 1.0)), full, 1, ollama(active_requests=512, slots=1))
+    assert judge(shot, WINDOW, PESSIMISTIC, NOW, queue_aware=True).weight == 499.9
+
+
+# -- other weights -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("what", "fails", "arguments", "more"), ALL, ids=[case[0] for case in ALL])
+@pytest.mark.parametrize(
+    "weighting",
+    [
+        Weighting(capacity=4.0),
+        Weighting(capacity=0.25),
+        Weighting(cpu=0.0, in_flight=50.0),
+        Weighting(gpu_util=0.0, gpu_mem=0.0),
+    ],
+)
+def test_no_coefficient_makes_a_broken_host_win(
+    what: str, fails: bool, arguments: Any, more: dict[str, Any], weighting: Weighting
+) -> None:
+    """A failing host has the highest weight of all, whatever its capacity; no other one reaches it."""
+    known = {key: value for key, value in more.items() if key != "ignored"}
+    shot = snapshot(*arguments, **known)
+    verdict = judge(shot, WINDOW, PESSIMISTIC, NOW, more.get("ignored", ()), weighting)
+    highest = weighting.highest
+    assert verdict.weight == highest if fails else verdict.weight < highest
+    assert (verdict.load_ratio == 1.0) >= fails
+    assert 0 <= verdict.load_ratio <= 1

@@ -243,8 +243,11 @@ VERDICT_FULL = Verdict(
     gpu_devices_expected=3,
     reasons=("1 of 3 GPUs lost (GPU 2: fell off the bus); by memory", "GPU 1: \u00b5"),
     balance=Balance(31.2, 25.0, 3, 57.0, 49.7),
+    components={"cpu": 31.2, "ram": 25.0, "gpu_util": 85.5, "gpu_mem": 74.55, "in_flight": 0.0},
     age_seconds=0.35,
     timestamp=1_800_003_600.0,
+    weight=216.25,
+    load_ratio=0.4325,
 )
 
 # Nothing was ever read.
@@ -268,6 +271,9 @@ VERDICT_NOTHING = Verdict(
     gpu_devices=0,
     gpu_devices_expected=0,
     reasons=("CPU and RAM cannot be read: CPU and memory cannot be read",),
+    components={"cpu": 100.0, "ram": 100.0, "gpu_util": 150.0, "gpu_mem": 150.0, "in_flight": 0.0},
+    weight=500.0,
+    load_ratio=1.0,
 )
 
 

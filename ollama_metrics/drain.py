@@ -1,0 +1,155 @@
+"""The operator's word that no request is to come to this host: a file in the agent's state directory.
+
+Whoever may write there may drain the host, and nobody by the network. The file outlives restarts; one
+with an end counts until then. A file that is there and cannot be understood drains the host, too: what
+is broken must not look idle.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+import stat
+import time
+
+from .frozen import dataclass
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Callable, Optional
+
+NAME = "drain"
+NO_REASON = "no reason given"
+_MOST_BYTES = 4096
+_MOST_REASON = 200
+
+
+@dataclass(frozen=True)
+class Drain:
+    """Why the host is drained, since when and until when, in Unix seconds; None: until it is resumed."""
+
+    reason: str
+    since: Optional[float]
+    until: Optional[float]
+
+    @property
+    def sentence(self) -> str:
+        """For a person."""
+        if self.until is None:
+            return f"drained: {self.reason}"
+        return f"drained until {when(self.until)}: {self.reason}"
+
+
+def when(unix_seconds: float) -> str:
+    """A moment as a person reads it: RFC 3339 in UTC."""
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(unix_seconds))
+
+
+class DrainFile:
+    """The file in `state_dir`, or no file ever where that is None. `read` is called by any thread.
+
+    `wall` gives Unix seconds.
+    """
+
+    def __init__(self, state_dir: Optional[str], wall: Callable[[], float] = time.time) -> None:
+        self.path = os.path.join(state_dir, NAME) if state_dir is not None else None
+        self._wall = wall
+        self._read: tuple[object, Optional[Drain]] = (None, None)
+
+    def read(self) -> Optional[Drain]:
+        """The drain that holds now. Costs a look at the file's attributes while it does not change."""
+        if self.path is None:
+            return None
+        try:
+            seen = os.stat(self.path)
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except OSError as error:
+            return Drain(f"{self.path} cannot be looked at ({error.strerror})", None, None)
+        mark = (seen.st_ino, seen.st_mtime_ns, seen.st_size, seen.st_mode)
+        before, drain = self._read
+        if mark != before:
+            drain = self._parsed()
+            self._read = mark, drain
+        if drain is not None and drain.until is not None and drain.until <= self._wall():
+            return None
+        return drain
+
+    def _parsed(self) -> Optional[Drain]:
+        assert self.path is not None
+        try:
+            fd = os.open(self.path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+            try:
+                if not stat.S_ISREG(os.fstat(fd).st_mode):
+                    raise ValueError("it is no file")
+                document = json.loads(os.read(fd, _MOST_BYTES).decode("utf-8"))
+            finally:
+                os.close(fd)
+            if not isinstance(document, dict):
+                raise ValueError("it is no object")
+            return Drain(
+                legible(document["reason"]),
+                _seconds(document["since"]),
+                _seconds(document["until"]),
+            )
+        except FileNotFoundError:
+            return None  # ended a moment ago
+        except (OSError, ValueError, KeyError, OverflowError, RecursionError) as error:
+            return Drain(f"{self.path} cannot be understood ({type(error).__name__})", None, None)
+
+    def begin(self, reason: str, until: Optional[float]) -> Drain:
+        """Drain the host from now on, whether it is drained already or not. Raises OSError."""
+        if self.path is None:
+            raise OSError("there is no state directory")
+        drain = Drain(legible(reason) or NO_REASON, round(self._wall(), 3), until)
+        text = json.dumps({"reason": drain.reason, "since": drain.since, "until": drain.until})
+        os.makedirs(os.path.dirname(self.path), mode=0o755, exist_ok=True)
+        # The folder is the service's, and this may be root: nothing that lies there is followed.
+        scratch = f"{self.path}.{os.getpid()}"
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(scratch)
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+        fd = os.open(scratch, flags, 0o644)
+        try:
+            with open(fd, "wb") as file:
+                os.fchmod(fd, 0o644)  # for the service's user to read, whatever root's umask
+                file.write(text.encode("ascii") + b"\n")
+                file.flush()
+                os.fsync(fd)
+            os.replace(scratch, self.path)
+        except OSError:
+            with contextlib.suppress(OSError):
+                os.unlink(scratch)
+            raise
+        return drain
+
+    def end(self) -> bool:
+        """End the drain; whether there was one. Raises OSError."""
+        if self.path is None:
+            return False
+        try:
+            os.unlink(self.path)
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+        return True
+
+
+def legible(reason: Any) -> str:
+    """A reason as it is shown in logs, pages and a balancer's line: one line, and not too long."""
+    if not isinstance(reason, str):
+        raise ValueError("the reason is no text")
+    shown = "".join(char if char.isprintable() else " " for char in reason[: 4 * _MOST_REASON])
+    return " ".join(shown.split())[:_MOST_REASON]
+
+
+def _seconds(value: Any) -> Optional[float]:
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise ValueError("a time is no number")
+    # What no clock can show is no time (gmtime fails beyond the year 9999).
+    if not math.isfinite(value) or not 0 <= value < 253402300800:
+        raise ValueError("a time is out of range")
+    return float(value)
