@@ -455,3 +455,23 @@ def test_a_state_directory_that_is_given_wins() -> None:
     environ = {"STATE_DIRECTORY": "/s", "HOME": "/h"}
     assert load({"state_dir": "here"}, environ).state_dir == "here"
     assert load({}, {**environ, "OLLAMA_METRICS_STATE_DIR": "/v"}).state_dir == "/v"
+
+
+@pytest.mark.parametrize(
+    ("given", "named"),
+    [
+        ({"queue_aware": "on"}, "--queue-aware: 'on'"),
+        ({"weight": "in_flight=1"}, "--weight: 'in_flight=1'"),
+    ],
+)
+def test_who_counts_requests_in_flight_needs_the_collector(
+    given: dict[str, str], named: str
+) -> None:
+    """With --ollama none nobody knows them: a mistake at the start, which names the option; else it is accepted."""
+    with pytest.raises(
+        ConfigError, match="requests in flight are not known with --ollama none"
+    ) as caught:
+        load({**given, "ollama": "none"}, {})
+    assert named in str(caught.value)
+    load({**given, "ollama": "auto"}, {})
+    load({"queue_aware": "off", "weight": "in_flight=0", "ollama": "none"}, {})

@@ -77,6 +77,7 @@ class Host:
         interval: float = 1.0,
         ollama: Any = None,
         ignored: tuple[str, ...] = (),
+        **more: Any,
     ) -> None:
         self.now = 1000.0
 
@@ -113,6 +114,7 @@ class Host:
             ollama=self.ollama_sampler,
             ollama_expectation=OllamaExpectation("url", True, None, log) if ollama else None,
             ollama_ignore=ignored,
+            **more,
         )
 
     def cycle(self) -> Host:
@@ -681,3 +683,51 @@ def test_the_running_agent(start_agent: Callable[..., AgentProcess]) -> None:
     assert agent.get("/x").json["status"] == 404
     document = agent.wait_until(lambda d: d["agent"]["requests_total"] >= 17)
     assert document["agent"]["requests_refused_total"] == 3
+
+
+# -- HAProxy and ORCA ------------------------------------------------------------------------------------------------
+
+
+def test_the_agent_checks_line_is_made_once_a_snapshot() -> None:
+    """Who asks between two samples is handed the same bytes; after a failed sample they say down."""
+    host = Host(interval=0.1).cycle()
+    first = host.endpoints.agent_check_line()
+    assert first.startswith(b"ready up ")
+    assert host.endpoints.agent_check_line() is first
+    host.collector.outcome = CollectorError("no /proc")
+    host.cycle()
+    assert (
+        host.endpoints.agent_check_line() == b"ready down #CPU and RAM cannot be read: no /proc\n"
+    )
+
+
+def test_an_agent_that_cannot_judge_is_down(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A fault of the agent's own is no reason to send requests: down, and the fault in the log."""
+    host = Host().cycle()
+
+    def fault(*_: Any) -> Any:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr("ollama_metrics.endpoints.judge", fault)
+    assert host.endpoints.agent_check_line() == b"ready down #the agent itself fails\n"
+    assert "ZeroDivisionError" in host.logged[-1]
+
+
+def test_orcas_header_is_there_when_it_is_asked_for(serve: Callable[[Host], Ask]) -> None:
+    """Ratios in ORCA's text form on each format of /metrics, all 1 for a failing host; without --orca none."""
+    assert "endpoint-load-metrics" not in serve(Host().cycle())("/metrics").headers
+    host = Host(orca=True).cycle()
+    ask = serve(host)
+    for target in ("/metrics", "/metrics?format=prometheus", "/metrics?format=openmetrics"):
+        told = ask(target).headers["endpoint-load-metrics"]
+        kind, _, pairs = told.partition(" ")
+        values = dict(pair.split("=") for pair in pairs.split(", "))
+        assert kind == "TEXT"
+        assert list(values) == ["cpu_utilization", "mem_utilization", "application_utilization"]
+        assert all(0 <= float(value) < 1 for value in values.values())
+    host.collector.outcome = CollectorError("no /proc")
+    host.cycle()
+    told = ask("/metrics").headers["endpoint-load-metrics"]
+    assert (
+        told == "TEXT cpu_utilization=1.000, mem_utilization=1.000, application_utilization=1.000"
+    )
