@@ -136,7 +136,7 @@ def test_what_is_not_reported_is_not_there(format: str) -> None:
 
 @both_formats
 def test_what_was_not_measured_is_not_there(format: str) -> None:
-    """Without a reading no made-up reading appears: the verdict's word and weight, the collectors' health and the build."""
+    """Without a reading no made-up one appears: the verdict and its weight, the collectors' health and the build."""
     text = rendered(format, NOTHING, VERDICT_NOTHING, AgentStats())
     assert names(text) == {
         "ollama_host_status",
