@@ -24,8 +24,12 @@ from benchmarks.measurements import (
 )
 
 FLAT = 1.25  # what "flat" and "linear" leave to noise
-# The goals of a whole agent hold without and with the collector for Ollama: key and text of each.
-AGENTS = {"agent": ("", ""), "agent, Ollama": ("-ollama", "; with Ollama")}
+# The goals of a whole agent hold with and without what it does besides: key and text of each.
+AGENTS = {
+    "agent": ("", ""),
+    "agent, Ollama": ("-ollama", "; with Ollama"),
+    "agent, agent-check": ("-agent-check", "; with agent-check"),
+}
 
 
 @dataclass(frozen=True)

@@ -38,6 +38,7 @@ QUANTITIES = (
 PEERS = (
     "agent",
     "agent, Ollama",
+    "agent, agent-check",
     "nginx",
     "nginx, tuned",
     "prometheus_client",

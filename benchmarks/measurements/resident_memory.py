@@ -29,6 +29,7 @@ QUANTITIES = (START_RSS, END_RSS, GROWTH, END_PSS, END_USS, SCRAPES, FAILED)
 PEERS = (
     "agent",
     "agent, Ollama",
+    "agent, agent-check",
     "nginx",
     "prometheus_client",
     "node_exporter",

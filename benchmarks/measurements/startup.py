@@ -13,7 +13,7 @@ TITLE = "Start to the first good answer"
 START = Quantity("first answer after", "ms", 0)
 START_NET = Quantity("besides the first CPU interval", "ms", 0)
 QUANTITIES = (START, START_NET)
-PEERS = ("agent", "agent, Ollama", "prometheus_client")
+PEERS = ("agent", "agent, Ollama", "agent, agent-check", "prometheus_client")
 
 
 def measure(bench: Bench, figures: Figures) -> None:

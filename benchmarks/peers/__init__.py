@@ -78,6 +78,10 @@ def agent_with_ollama(place: Place) -> list[str]:
     return agent(place, "--ollama", place.ollama, "--ollama-log", f"file:{log}")
 
 
+def agent_with_check(place: Place) -> list[str]:
+    return agent(place, "--ollama", "none", "--agent-check", "127.0.0.1:0")
+
+
 AS_SHIPPED = "sendfile on; tcp_nopush on;"  # what Debian's nginx.conf says
 TUNED = "sendfile off; open_file_cache max=16; open_file_cache_valid 1h;"  # no open(), one write
 
@@ -141,6 +145,13 @@ CATALOGUE: dict[str, Peer] = {
             agent_with_ollama,
             picks_its_port=True,
             needs_ollama=True,
+        ),
+        Peer(
+            "agent, agent-check",
+            "the first with --agent-check",
+            missing_modules("ollama_metrics"),
+            agent_with_check,
+            picks_its_port=True,
         ),
         Peer(
             "nginx",
