@@ -86,7 +86,8 @@ def test_whoever_connects_is_told_the_line(start_agent: Callable[..., AgentProce
         assert said.startswith(b"ready up ")
         assert said.endswith(b"%\n")
     assert agent.get("/health").status == 200
-    assert agent.metrics()["agent"]["connections"] == 1
+    # None of those is held; the one that asks this may be counted.
+    agent.wait_until(lambda document: document["agent"]["connections"] <= 1)
 
 
 def test_clients_that_stay_are_sent_away(start_agent: Callable[..., AgentProcess]) -> None:
