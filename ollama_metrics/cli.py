@@ -19,6 +19,7 @@ DESCRIPTION = "Tells a load balancer how busy this Ollama host really is."
 TOOLS = {
     "drain": "take this host out of its balancer's rotation",
     "resume": "put this host back into its balancer's rotation",
+    "rank": "show hosts as their balancer sees them, the next one to be chosen first",
 }
 EXAMPLES = """\
 examples:
@@ -191,6 +192,10 @@ def _tool(name: str) -> Any:
 
     A `run` may raise ConfigError (exit code 2) and KeyboardInterrupt.
     """
+    if name == "rank":
+        from . import rank_command
+
+        return rank_command
     from . import drain_command, resume_command
 
     return drain_command if name == "drain" else resume_command
