@@ -20,6 +20,7 @@ TOOLS = {
     "drain": "take this host out of its balancer's rotation",
     "resume": "put this host back into its balancer's rotation",
     "rank": "show hosts as their balancer sees them, the next one to be chosen first",
+    "doctor": "look for what is wrong on this host, and say what to do",
 }
 EXAMPLES = """\
 examples:
@@ -196,6 +197,10 @@ def _tool(name: str) -> Any:
         from . import rank_command
 
         return rank_command
+    if name == "doctor":
+        from . import doctor_command
+
+        return doctor_command
     from . import drain_command, resume_command
 
     return drain_command if name == "drain" else resume_command
