@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 # The weight's percentage stays as it was while the load is no further from it than this, in points.
 HYSTERESIS = 3.0
 _LEAST_PERCENT = 1  # HAProxy takes 0 % for drain
-_MOST_REASON = 120
+_MOST_REASON = 200
 
 
 class Headroom:

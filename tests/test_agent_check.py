@@ -35,7 +35,7 @@ def verdict(status: str, load: float = 0.38, **more: Any) -> Verdict:
         (verdict("failing", reasons=("gone",), drained=True), b"drain down #gone\n"),
         (verdict("failing"), b"ready down #failing\n"),
         (verdict("failing", reasons=("a\nb\t\u00b5\0",)), b"ready down #a?b???\n"),
-        (verdict("failing", reasons=("x" * 999,)), b"ready down #" + b"x" * 120 + b"\n"),
+        (verdict("failing", reasons=("x" * 999,)), b"ready down #" + b"x" * 200 + b"\n"),
     ],
 )
 def test_each_status_has_its_line(known: Verdict, said: bytes) -> None:
