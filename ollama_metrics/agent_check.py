@@ -37,8 +37,11 @@ class Headroom:
 
 
 def line(verdict: Verdict, headroom: Headroom) -> bytes:
-    """The line for a verdict; its reasons stand behind `#` where HAProxy shows them."""
-    if verdict.status == FAILING:
+    """The line for a verdict; its reasons stand behind `#` where HAProxy shows them.
+
+    A host that waits for its Ollama is down: 1 % would be no fence.
+    """
+    if verdict.status == FAILING or verdict.waiting:
         administration = "drain" if verdict.drained else "ready"
         return f"{administration} down #{_reason(verdict)}\n".encode("ascii")
     if verdict.status == DRAINING:

@@ -80,6 +80,17 @@ def load(
     config = Config(**values)
     if config.ollama is None:
         _refuse_without_ollama(config, sources)
+    if config.agent_check is not None and config.agent_check.port:
+        taken = next((one for one in config.listen if one == config.agent_check), None)
+        if taken is not None:
+            raise ConfigError(
+                *sources["agent_check"], "--listen has that address already; give another port"
+            )
+    if serve and "agent_check_window" in sources and config.agent_check_window < config.interval:
+        raise ConfigError(
+            *sources["agent_check_window"],
+            f"give at least the interval, {config.interval:g} seconds",
+        )
     if serve and config.window < config.interval:
         # Whichever the user gave is at fault; with both, the window.
         if "window" in sources:

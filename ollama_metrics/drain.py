@@ -48,56 +48,47 @@ def when(unix_seconds: float) -> str:
 
 
 class DrainFile:
-    """The file in `state_dir`, or no file ever where that is None. `read` is called by any thread.
+    """The file in `state_dir`, or no file ever where that is None.
 
-    `wall` gives Unix seconds.
+    One thread calls `look`, which reads the file and may hang where its file system does; any may ask
+    `current`. `wall` gives Unix seconds.
     """
 
     def __init__(self, state_dir: Optional[str], wall: Callable[[], float] = time.time) -> None:
         self.path = os.path.join(state_dir, NAME) if state_dir is not None else None
         self._wall = wall
-        self._read: tuple[object, Optional[Drain]] = (None, None)
+        self._mark: object = None
+        self._said: Optional[Drain] = None
 
-    def read(self) -> Optional[Drain]:
-        """The drain that holds now. Costs a look at the file's attributes while it does not change."""
-        if self.path is None:
-            return None
-        try:
-            seen = os.stat(self.path)
-        except (FileNotFoundError, NotADirectoryError):
-            return None
-        except OSError as error:
-            return Drain(f"{self.path} cannot be looked at ({error.strerror})", None, None)
-        mark = (seen.st_ino, seen.st_mtime_ns, seen.st_size, seen.st_mode)
-        before, drain = self._read
-        if mark != before:
-            drain = self._parsed()
-            self._read = mark, drain
-        if drain is not None and drain.until is not None and drain.until <= self._wall():
+    @property
+    def current(self) -> Optional[Drain]:
+        """The drain that holds now, by the last look."""
+        drain = self._said
+        if drain is None or (drain.until is not None and drain.until <= self._wall()):
             return None
         return drain
 
-    def _parsed(self) -> Optional[Drain]:
-        assert self.path is not None
-        try:
-            fd = os.open(self.path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    def look(self) -> Optional[Drain]:
+        """Look whether the file has changed, and read it then; returns the drain that holds now."""
+        if self.path is not None:
             try:
-                if not stat.S_ISREG(os.fstat(fd).st_mode):
-                    raise ValueError("it is no file")
-                document = json.loads(os.read(fd, _MOST_BYTES).decode("utf-8"))
-            finally:
-                os.close(fd)
-            if not isinstance(document, dict):
-                raise ValueError("it is no object")
-            return Drain(
-                legible(document["reason"]),
-                _seconds(document["since"]),
-                _seconds(document["until"]),
-            )
-        except FileNotFoundError:
-            return None  # ended a moment ago
-        except (OSError, ValueError, KeyError, OverflowError, RecursionError) as error:
-            return Drain(f"{self.path} cannot be understood ({type(error).__name__})", None, None)
+                self._said = self._changed(self.path)
+            except (FileNotFoundError, NotADirectoryError):
+                self._mark = self._said = None
+            except OSError as error:
+                # It is there, and the next look may have better luck.
+                self._mark = None
+                self._said = Drain(f"{self.path} cannot be read ({error.strerror})", None, None)
+        return self.current
+
+    def _changed(self, path: str) -> Optional[Drain]:
+        seen = os.stat(path)
+        mark = (seen.st_ino, seen.st_mtime_ns, seen.st_ctime_ns, seen.st_size)
+        if mark != self._mark:
+            drain = _parsed(path)
+            self._mark = mark
+            return drain
+        return self._said
 
     def begin(self, reason: str, until: Optional[float]) -> Drain:
         """Drain the host from now on, whether it is drained already or not. Raises OSError."""
@@ -119,6 +110,7 @@ class DrainFile:
                 file.flush()
                 os.fsync(fd)
             os.replace(scratch, self.path)
+            _sync_folder(os.path.dirname(self.path))
         except OSError:
             with contextlib.suppress(OSError):
                 os.unlink(scratch)
@@ -134,6 +126,34 @@ class DrainFile:
         except (FileNotFoundError, NotADirectoryError):
             return False
         return True
+
+
+def _parsed(path: str) -> Drain:
+    """What the file says; a drain, too, where that makes no sense. Raises OSError."""
+    fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        regular = stat.S_ISREG(os.fstat(fd).st_mode)
+        text = os.read(fd, _MOST_BYTES) if regular else b""
+    finally:
+        os.close(fd)
+    try:
+        document = json.loads(text.decode("utf-8"))
+        if not isinstance(document, dict):
+            raise ValueError("it is no object")
+        return Drain(
+            legible(document["reason"]), _seconds(document["since"]), _seconds(document["until"])
+        )
+    except (ValueError, KeyError, OverflowError, RecursionError) as error:
+        return Drain(f"{path} cannot be understood ({type(error).__name__})", None, None)
+
+
+def _sync_folder(folder: str) -> None:
+    """Have the new name outlive a power failure."""
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
 
 
 def legible(reason: Any) -> str:

@@ -10,8 +10,7 @@ import time
 from .config import CONFIG_VARIABLE, config_file, load
 from .config_file import read_config_file
 from .drain import NO_REASON, DrainFile, when
-from .errors import ConfigError, OllamaError
-from .ollama_http import exchange
+from .errors import ConfigError
 from .ollama_url import OllamaUrl
 
 TYPE_CHECKING = False
@@ -25,14 +24,23 @@ EPILOG = """\
 The balancer sees it at its next poll: weight 500, status draining, /health 503,
 `drain` for HAProxy. It holds across restarts, until `ollama-metrics resume` or
 for as long as --for says. Run it as root or as the service's user.
-Exit codes: 0 drained (with --wait: and nothing is in flight), 1 it could not be
-done or seen, 2 bad usage.
+A balancer may send requests until it has seen the drain, so --wait believes that
+nothing is in flight only some time later (--settle).
+Exit codes: 0 drained and seen by the agent (with --wait: and nothing is in
+flight), 1 it could not be done or was not seen, 2 bad usage.
 """
 # Where install.sh has the service keep its settings and its state.
 SERVICE_SETTINGS = "/etc/ollama-metrics/environment"
 SERVICE_STATE = "/var/lib/ollama-metrics"
+_OF_USE = (
+    *("OLLAMA_METRICS_LISTEN", "OLLAMA_METRICS_STATE_DIR", "OLLAMA_METRICS_INTERVAL"),
+    *("STATE_DIRECTORY", "XDG_STATE_HOME", "HOME"),
+)
+_MOST_BYTES = 1 << 22
 _UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _LONGEST_SECONDS = 366 * 86400.0
+# A little more than the 30 s between two polls of a balancer.
+_SETTLE_SECONDS = 35.0
 # The agent looks at the file with each sample, and its answer to this may come late.
 _SEEN_SECONDS = 5.0
 _POLL_SECONDS = 0.5
@@ -51,6 +59,12 @@ def add_options(parser: Any) -> None:
     )
     parser.add_argument(
         "--wait", action="store_true", help="return when Ollama has no request in flight any more"
+    )
+    parser.add_argument(
+        "--settle",
+        metavar="TIME",
+        default=f"{_SETTLE_SECONDS:g}s",
+        help="with --wait: how long after the drain a balancer may still send requests (default: %(default)s)",
     )
     add_service_options(parser)
 
@@ -74,6 +88,7 @@ def run(options: Mapping[str, Any], environ: Mapping[str, str]) -> int:
     until = None
     if options["duration"] is not None:
         until = round(time.time() + duration(options["duration"]), 3)
+    settle = duration(options["settle"], "--settle", 0.0)
     service = Service(options, environ)
     try:
         drain = service.file.begin(options["reason"], until)
@@ -89,9 +104,11 @@ def run(options: Mapping[str, Any], environ: Mapping[str, str]) -> int:
             " set --state-dir"
         )
     if seen is None:
-        print(f"the agent at {service.url} does not answer now; it will see it when it does")
-        return fail("nobody can tell what is in flight") if options["wait"] else 0
-    return service.await_nothing_in_flight(begun) if options["wait"] else 0
+        return fail(
+            f"the agent at {service.url} does not answer; if {service.file.path} is its state directory's"
+            " it is drained when it starts"
+        )
+    return service.await_nothing_in_flight(begun, settle) if options["wait"] else 0
 
 
 WHO = "run this as root or as the service's user, or set --state-dir"
@@ -103,16 +120,16 @@ def fail(sentence: str) -> int:
     return 1
 
 
-def duration(text: str) -> float:
+def duration(text: str, option: str = "--for", least: float = 1.0) -> float:
     """Seconds of `90s`, `30m`, `2h`, `1d` or of a number of seconds. Raises ConfigError."""
     number, unit = (text[:-1], text[-1]) if text[-1:] in _UNITS else (text, "s")
     try:
         plain = number.isascii() and number.replace(".", "", 1).isdecimal()
-        seconds = float(number) * _UNITS[unit] if plain else 0.0
+        seconds = float(number) * _UNITS[unit] if plain else -1.0
     except ValueError:
-        seconds = 0.0
-    if not 1 <= seconds <= _LONGEST_SECONDS:
-        raise ConfigError("--for", text, "give a time from 1s to 366d, such as 30m")
+        seconds = -1.0
+    if not least <= seconds <= _LONGEST_SECONDS:
+        raise ConfigError(option, text, f"give a time from {least:g}s to 366d, such as 30m")
     return seconds
 
 
@@ -123,34 +140,39 @@ class Service:
         given = {"config": options["config"], "state_dir": options["state_dir"]}
         if config_file(given, environ) is None and os.access(SERVICE_SETTINGS, os.R_OK):
             given["config"] = SERVICE_SETTINGS
-        path, file = config_file(given, environ), None
+        path, file = config_file(given, environ), {}
         if path is not None:
-            file = read_config_file(path, "--config" if options["config"] else CONFIG_VARIABLE)
-        named = (
-            options["state_dir"]
-            or environ.get("OLLAMA_METRICS_STATE_DIR")
-            or (file or {}).get("OLLAMA_METRICS_STATE_DIR")
-        )
+            file = _of_use(
+                read_config_file(path, "--config" if options["config"] else CONFIG_VARIABLE)
+            )
+        named = options["state_dir"] or {**file, **environ}.get("OLLAMA_METRICS_STATE_DIR")
         if not named and "STATE_DIRECTORY" not in environ and os.path.isdir(SERVICE_STATE):
             given["state_dir"] = SERVICE_STATE
-        config: Config = load(given, environ, True, file)
+        config: Config = load(given, _of_use(environ), True, file)
         self.file = DrainFile(config.state_dir)
+        self._seen_seconds = _SEEN_SECONDS + config.interval
         address = config.listen[0]
         host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(address.host, address.host)
         self.url = OllamaUrl(host, address.port)
 
     def document(self) -> Optional[dict[str, Any]]:
         """What the agent answers now; None where it does not."""
+        import http.client
+
+        connection = http.client.HTTPConnection(self.url.host, self.url.port, timeout=_SEEN_SECONDS)
         try:
-            body, _ = exchange(self.url, "/metrics", seconds=_SEEN_SECONDS)
-            document = json.loads(body)
-        except (OllamaError, ValueError, RecursionError):
+            connection.request("GET", "/metrics?format=json")
+            # Whatever its status: with `--on-failure error` a failing host's is 503.
+            document = json.loads(connection.getresponse().read(_MOST_BYTES))
+        except (OSError, http.client.HTTPException, ValueError, RecursionError):
             return None
-        return document if isinstance(document, dict) else None
+        finally:
+            connection.close()
+        return document if isinstance(document, dict) and "status" in document else None
 
     def await_status(self, seen: Callable[[dict[str, Any]], bool]) -> Optional[bool]:
         """Whether the agent's answer becomes so within some seconds; None where it does not answer."""
-        until = time.monotonic() + _SEEN_SECONDS
+        until = time.monotonic() + self._seen_seconds
         while (document := self.document()) is not None:
             if seen(document):
                 return True
@@ -159,8 +181,8 @@ class Service:
             time.sleep(_POLL_SECONDS)
         return None
 
-    def await_nothing_in_flight(self, begun: float) -> int:
-        """Wait until Ollama, looked at since `begun` (monotonic), has no request; the exit code."""
+    def await_nothing_in_flight(self, begun: float, settle: float) -> int:
+        """Wait until Ollama, looked at `settle` seconds after `begun` (monotonic), has no request; the exit code."""
         told: object = None
         while True:
             document = self.document()
@@ -173,18 +195,25 @@ class Service:
                 )
             part = (document.get("collectors") or {}).get("ollama_connections") or {}
             count, age = ollama.get("in_flight"), part.get("age_seconds")
-            if ollama.get("up") is False:
-                print("Ollama does not answer: nothing is in flight")
+            why = str(part.get("error") or "not counted yet")
+            if count is None and why.startswith("nothing listens") and ollama.get("up") is False:
+                print("Ollama does not run: nothing is in flight")
                 return 0
             if count is None:
-                return fail(
-                    f"requests in flight are not known: {part.get('error') or 'not counted yet'}"
-                )
-            if age is not None and age < time.monotonic() - begun:
-                if count == 0:
-                    print("nothing is in flight")
-                    return 0
-                if count != told:
-                    told = count
-                    print(f"{count} in flight", flush=True)
+                return fail(f"requests in flight are not known: {why}")
+            settled = age is not None and age < time.monotonic() - begun - settle
+            if count == 0 and settled:
+                print("nothing is in flight")
+                return 0
+            if count != told:
+                told = count
+                waits = f", until the balancer has seen it ({settle:g} s)" if count == 0 else ""
+                print(f"{count} in flight{waits}", flush=True)
             time.sleep(_POLL_SECONDS)
+
+
+def _of_use(settings: Mapping[str, str]) -> dict[str, str]:
+    """Those that say where the agent is: a mistake in another one must not keep a host from being drained."""
+    return {
+        name: text for name, text in settings.items() if name in _OF_USE or name == CONFIG_VARIABLE
+    }

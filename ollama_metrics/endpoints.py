@@ -143,10 +143,7 @@ class Endpoints:
             self._own_failure = ""
             return answer
         except Exception as error:
-            why = f"the agent itself fails: {type(error).__name__}: {error}"
-            if why != self._own_failure:
-                self._own_failure = why
-                self._log("error", why)
+            self._say_own_failure(error)
             if page[:2] != ("metrics", "json"):
                 return _json(500, error="the agent itself fails; its log says why", status=500)
             balance = PESSIMISTIC_BALANCE
@@ -189,15 +186,22 @@ class Endpoints:
 
     def agent_check_line(self) -> bytes:
         """What HAProxy's agent-check is told now; never raises. Made once for each snapshot."""
-        version = self.version()
-        if self._line[0] is not version:
-            try:
+        try:
+            version = self.version()
+            if self._line[0] is not version:
                 said = line(self.verdict(self._agent_check_window), self._headroom)
-            except Exception as error:
-                self._log("error", f"the agent itself fails: {type(error).__name__}: {error}")
-                said = b"ready down #the agent itself fails\n"
-            self._line = version, said
-        return self._line[1]
+                self._line = version, said
+            return self._line[1]
+        except Exception as error:
+            self._say_own_failure(error)
+            return b"ready down #the agent itself fails\n"
+
+    def _say_own_failure(self, error: Exception) -> None:
+        """Once, until another one comes or a page succeeds."""
+        why = f"the agent itself fails: {type(error).__name__}: {error}"
+        if why != self._own_failure:
+            self._own_failure = why
+            self._log("error", why)
 
     @staticmethod
     def refusal(status: int, sentence: str) -> Answer:
@@ -259,7 +263,7 @@ class Endpoints:
             self._expectation.how_to_change,
             self._ollama.state.as_of(now) if self._ollama is not None else None,
             self._ollama_expectation is not None and self._ollama_expectation.expected,
-            self._drains.read() if self._drains is not None else None,
+            self._drains.current if self._drains is not None else None,
         )
 
     def _stats(self) -> AgentStats:

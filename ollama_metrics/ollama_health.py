@@ -70,7 +70,8 @@ def judge_ollama(
                 f"Ollama failed {requests.failed} of {requests.requests} requests in {window:g} s"
             )
     taken = 0.0
-    gpu = snapshot.gpu.sample if snapshot.gpu is not None else None
+    # The last good reading, for where the numbers of before stand the models did, too.
+    gpu = snapshot.gpu.last_good if snapshot.gpu is not None else None
     if ON_CPU not in ignored and gpu is not None and gpu.gpus:
         taken = share_on_cpu(reading.models)
         there = [model for model in reading.models if (model.gpu_ratio or 0.0) < 1.0]

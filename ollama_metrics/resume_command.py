@@ -28,7 +28,12 @@ def run(options: Mapping[str, Any], environ: Mapping[str, str]) -> int:
     except OSError as error:
         return fail(f"{service.file.path} cannot be removed: {error}; {WHO}")
     print("resumed" if was else "it was not drained")
-    if service.await_status(lambda document: document.get("drain") is None) is False:
+    seen = service.await_status(lambda document: document.get("drain") is None)
+    if seen is None:
+        return fail(
+            f"the agent at {service.url} does not answer; nobody can tell whether it has seen it"
+        )
+    if not seen:
         return fail(
             f"the agent at {service.url} is drained still: is {service.file.path} its state directory's?"
             " set --state-dir"

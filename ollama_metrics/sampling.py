@@ -6,6 +6,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Callable, Optional
 
+    from .drain import DrainFile
     from .handover import Handover
     from .log import Log
     from .log_follower import Follower
@@ -48,6 +49,7 @@ class Sampling:
         first_cpu = min(FIRST_CPU_SECONDS, config.interval)
         self._patience = first_cpu + min(START_SECONDS, STUCK_INTERVALS * config.interval)
         self._status: Optional[StatusLog] = None
+        self._drains: Optional[DrainFile] = None
         host_collector = HostCollector()
         # To ask /proc again costs nothing, and the watchdog waits for this sampler, well or not.
         self._host = Sampler(
@@ -98,7 +100,8 @@ class Sampling:
         from .endpoints import Endpoints
         from .status_log import StatusLog
 
-        drains = DrainFile(config.state_dir)
+        self._drains = drains = DrainFile(config.state_dir)
+        drains.look()
         self.endpoints: Endpoints = Endpoints(
             self._host,
             self._gpu,
@@ -122,7 +125,7 @@ class Sampling:
             self.endpoints.judge_now,
             log,
             ollama=self._ollama,
-            drain=drains.read,
+            drain=lambda: drains.current,
         )
 
     def _start_ollama(
@@ -206,6 +209,9 @@ class Sampling:
         self.release()
 
     def _note(self) -> None:
+        # By this thread, for a file system that hangs has this sampler be overdue, and the host failing.
+        if self._drains is not None:
+            self._drains.look()
         if self._status is not None:
             self._status.note()
         self.on_host()

@@ -68,7 +68,10 @@ _LEAST_STAND_IN = 0.01
 
 @dataclass(frozen=True)
 class Verdict:
-    """What is told of a host; `drained`: the operator wants it so, whatever else is the matter.
+    """What is told of a host.
+
+    `drained`: the operator wants it so, whatever else is the matter. `waiting`: nothing is to come before
+    its Ollama has answered.
 
     `age_seconds` is the age of the oldest reading behind the numbers, `timestamp` its Unix time
     (None before any). `kept` tells that the numbers are the last good ones of a failing host.
@@ -88,6 +91,7 @@ class Verdict:
     components: Mapping[str, float] = field(default_factory=dict)
     kept: bool = False
     drained: bool = False
+    waiting: bool = False
     age_seconds: Optional[float] = None
     timestamp: Optional[float] = None
     weight: float = gauge(
@@ -141,11 +145,15 @@ def judge(
         )
 
     queue: Optional[OllamaReading] = snapshot.ollama.sample if snapshot.ollama is not None else None
-    in_flight = queue.active_requests if queue is not None and queue.up else None
+    in_flight = queue.active_requests if queue is not None else None
     drained = () if snapshot.drain is None else (snapshot.drain.sentence,)
 
     def verdict(status: str, reasons: tuple[str, ...], balance: Balance, kept: bool) -> Verdict:
         out = status in OUT_OF_ROTATION and not kept
+        weight = weighting.weight(balance, in_flight, out)
+        load = weighting.load(balance, in_flight, out)
+        if ollama.waiting and not out:
+            weight, load = weighting.saturated, 1.0
         return Verdict(
             status=status,
             gpu_devices=present,
@@ -157,8 +165,9 @@ def judge(
             drained=bool(drained),
             age_seconds=age,
             timestamp=timestamp,
-            weight=weighting.weight(balance, in_flight, out),
-            load_ratio=weighting.load(balance, in_flight, out),
+            waiting=ollama.waiting,
+            weight=weight,
+            load_ratio=load,
         )
 
     if not broken and host.sample is not None:
@@ -167,8 +176,8 @@ def judge(
             notes = (f"no GPU: {reading.absence}", *notes)
         if queue_aware:
             balance = with_queue(balance, in_flight, _slots(queue))
-            if in_flight is None:
-                notes = (*notes, "requests in flight are not known, and count as all slots in use")
+        if in_flight is None and (queue_aware or weighting.in_flight):
+            notes = (*notes, "requests in flight are not known, and count as any number of them")
         if ollama.waiting:
             balance = replace(SATURATED_BALANCE, gpu_count=max(1, balance.gpu_count))
         worse = lost + ollama.degraded
@@ -180,12 +189,15 @@ def judge(
     if (
         on_failure == LAST_GOOD
         and not ollama.broken
+        and not ollama.waiting
         and not drained
         and _was_good(snapshot)
         and age is not None
         and age <= LAST_GOOD_SECONDS
     ):
         balance, _ = _measured(host, gpu, expected, window, ollama)
+        if queue_aware:
+            balance = with_queue(balance, in_flight, _slots(queue))
         reasons = (*broken, f"the numbers are {age:.0f} s old")
         return verdict(FAILING, reasons, balance, kept=True)
     worst = replace(PESSIMISTIC_BALANCE, gpu_count=max(1, expected))

@@ -15,8 +15,11 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Optional
 
-# What a healthy host stays below the weight of a failing one by.
+# What a host that works, or may yet, stays below the weight of a failing one by.
 _LEAST_DISTANCE = 0.1
+# The weight of a failing host at the balancer's own coefficients, and never less: hosts of a pool may
+# have unlike ones.
+_HIGHEST = 500.0
 
 
 @dataclass(frozen=True)
@@ -58,21 +61,23 @@ class Weighting:
 
     @property
     def highest(self) -> float:
-        """The weight of a failing host, which no other reaches: 500 by default."""
-        return round(100 * (self.cpu + self.ram + self.gpu_util + self.gpu_mem), 2)
+        """The weight of a failing host, which no other reaches: 500, or more with larger coefficients."""
+        return max(_HIGHEST, round(100 * (self.cpu + self.ram + self.gpu_util + self.gpu_mem), 2))
+
+    @property
+    def saturated(self) -> float:
+        """The highest weight of a host that is not broken."""
+        return round(self.highest - _LEAST_DISTANCE, 2)
 
     def components(self, balance: Balance, in_flight: Optional[int] = 0) -> dict[str, float]:
-        """What each field adds to the weight, before capacity and bound.
-
-        An in-flight count that is not known adds as much as one: nothing known is not nothing to do.
-        """
+        """What each field adds to the weight, before capacity and bound; an unknown in-flight count nothing."""
         gpus = balance.gpu_count > 0
         return {
             "cpu": round(self.cpu * balance.cpu_percent, 2),
             "ram": round(self.ram * balance.ram_percent, 2),
             "gpu_util": round(self.gpu_util * balance.gpu_avg_utilization_percent * gpus, 2),
             "gpu_mem": round(self.gpu_mem * balance.gpu_avg_memory_percent * gpus, 2),
-            "in_flight": round(self.in_flight * (1 if in_flight is None else in_flight), 2),
+            "in_flight": round(self.in_flight * (in_flight or 0), 2),
         }
 
     def total(self, balance: Balance, in_flight: Optional[int] = 0) -> float:
@@ -80,11 +85,16 @@ class Weighting:
         return round(sum(self.components(balance, in_flight).values()), 2)
 
     def weight(self, balance: Balance, in_flight: Optional[int], broken: bool) -> float:
-        """0 to `highest`; the lowest wins. A broken host has the highest, whatever its capacity."""
+        """0 to `highest`; the lowest wins. A broken host has the highest, whatever its capacity.
+
+        Where requests in flight count and are not known, it is just below: what is not known is not idle.
+        """
         if broken:
             return self.highest
+        if in_flight is None and self.in_flight:
+            return self.saturated
         total = self.total(balance, in_flight) / self.capacity
-        return round(min(total, self.highest - _LEAST_DISTANCE), 2)
+        return round(min(total, self.saturated), 2)
 
     def load(self, balance: Balance, in_flight: Optional[int], broken: bool) -> float:
         """The share (0-1) of the most that this kind of host can weigh, with GPUs or without.
@@ -120,13 +130,17 @@ def queue_share(in_flight: int, slots: int) -> float:
 
 
 def with_queue(balance: Balance, in_flight: Optional[int], slots: Optional[int]) -> Balance:
-    """`balance` with the queue in its GPU utilization: the queue takes its share of what is left of the GPUs.
+    """`balance` with the queue in its GPU utilization, of which it takes its share of what is left.
 
-    An unknown count is as bad as all slots in use: what is not known is not idle.
+    On a host without GPUs, whose utilization no balancer reads, it is in the CPU's. An unknown count is
+    as bad as any queue: what is not known is not idle.
     """
-    known = max(1, slots or 1)
-    share = queue_share(in_flight if in_flight is not None else known, known)
-    used = balance.gpu_avg_utilization_percent
-    return bounded(
-        replace(balance, gpu_avg_utilization_percent=round(used + (100 - used) * share, 1))
-    )
+    share = queue_share(in_flight, slots or 1) if in_flight is not None else 1.0
+    if balance.gpu_count > 0:
+        used = balance.gpu_avg_utilization_percent
+        return bounded(replace(balance, gpu_avg_utilization_percent=_filled(used, share)))
+    return bounded(replace(balance, cpu_percent=_filled(balance.cpu_percent, share)))
+
+
+def _filled(percent: float, share: float) -> float:
+    return round(percent + (100 - percent) * share, 1)

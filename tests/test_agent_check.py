@@ -34,6 +34,8 @@ def verdict(status: str, load: float = 0.38, **more: Any) -> Verdict:
         (verdict("failing", reasons=("no GPU", "gone")), b"ready down #no GPU; gone\n"),
         (verdict("failing", reasons=("gone",), drained=True), b"drain down #gone\n"),
         (verdict("failing"), b"ready down #failing\n"),
+        (verdict("degraded", reasons=("wait",), waiting=True), b"ready down #wait\n"),
+        (verdict("draining", reasons=("wait",), waiting=True, drained=True), b"drain down #wait\n"),
         (verdict("failing", reasons=("a\nb\t\u00b5\0",)), b"ready down #a?b???\n"),
         (verdict("failing", reasons=("x" * 999,)), b"ready down #" + b"x" * 200 + b"\n"),
     ],

@@ -475,3 +475,18 @@ def test_who_counts_requests_in_flight_needs_the_collector(
     assert named in str(caught.value)
     load({**given, "ollama": "auto"}, {})
     load({"queue_aware": "off", "weight": "in_flight=0", "ollama": "none"}, {})
+
+
+@pytest.mark.parametrize(
+    ("given", "named"),
+    [
+        ({"agent_check": "0.0.0.0:11435"}, "--agent-check: '0.0.0.0:11435'.*--listen has that"),
+        ({"agent_check_window": "1", "interval": "2"}, "--agent-check-window: '1'.*interval, 2"),
+    ],
+)
+def test_the_agent_check_and_the_rest_go_together(given: dict[str, str], named: str) -> None:
+    """An address that is served already, and a window within one interval, are mistakes at the start."""
+    with pytest.raises(ConfigError, match=named):
+        load(given, {})
+    load({"agent_check": "127.0.0.1:0", "listen": ["127.0.0.1:0"]}, {})
+    load({"interval": "10"}, {})

@@ -54,14 +54,14 @@ def written(file: DrainFile, text: object) -> None:
 
 def test_begun_read_and_ended(file: DrainFile, wall: Wall) -> None:
     """What was begun is read until it is ended; to end what is not there is no error."""
-    assert file.read() is None
+    assert file.look() is None
     assert not file.end()
     drain = file.begin("a new  disk\n", None)
-    assert drain == file.read() == Drain("a new disk", wall.now, None)
+    assert drain == file.look() == Drain("a new disk", wall.now, None)
     assert drain.sentence == "drained: a new disk"
     assert file.begin("", None).reason == "no reason given"
     assert file.end()
-    assert file.read() is None
+    assert file.look() is None
 
 
 def test_an_end_ends_it(file: DrainFile, wall: Wall) -> None:
@@ -69,16 +69,17 @@ def test_an_end_ends_it(file: DrainFile, wall: Wall) -> None:
     drain = file.begin("x", wall.now + 60)
     assert drain.sentence == "drained until 2027-01-15T08:01:00Z: x"
     wall.now += 59.9
-    assert file.read() == drain
+    assert file.look() == drain
     wall.now += 0.1
-    assert file.read() is None
+    assert file.current is None
+    assert file.look() is None
 
 
 def test_a_new_drain_takes_the_old_ones_place(file: DrainFile) -> None:
     """The last word counts, also when it comes within the same second."""
     for number in range(20):
         file.begin(f"number {number}", None)
-        found = file.read()
+        found = file.look()
         assert found is not None
         assert found.reason == f"number {number}"
 
@@ -99,14 +100,43 @@ def test_a_new_drain_takes_the_old_ones_place(file: DrainFile) -> None:
 def test_what_cannot_be_understood_drains(file: DrainFile, text: object) -> None:
     """A file that is there and is no drain drains the host, with a reason that names it."""
     written(file, text)
-    found = file.read()
+    found = file.look()
     assert found is not None
     assert found.until is None
     assert "cannot be understood" in found.reason
     file.begin("x", None)
-    found = file.read()
+    found = file.look()
     assert found is not None
     assert found.reason == "x"
+
+
+def test_a_look_that_fails_is_not_remembered(
+    file: DrainFile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Out of descriptors for a moment: drained, without an end; the next look reads what is there."""
+    drain = file.begin("x", 1_800_000_060.0)
+    real = os.open
+
+    def full(*arguments: Any, **more: Any) -> int:
+        raise OSError(24, "Too many open files")
+
+    monkeypatch.setattr(os, "open", full)
+    found = file.look()
+    assert found is not None
+    assert found.until is None
+    assert "Too many open files" in found.reason
+    monkeypatch.setattr(os, "open", real)
+    assert file.look() == drain
+
+
+def test_one_that_is_moved_away_and_back_is_seen(file: DrainFile) -> None:
+    """Gone between two calls of one look: no drain then, and the file when it is back."""
+    drain = file.begin("x", None)
+    assert file.path is not None
+    os.rename(file.path, f"{file.path}.off")
+    assert file.look() is None
+    os.rename(f"{file.path}.off", file.path)
+    assert file.look() == drain
 
 
 def test_no_file_but_something_else_drains(file: DrainFile) -> None:
@@ -114,13 +144,13 @@ def test_no_file_but_something_else_drains(file: DrainFile) -> None:
     assert file.path is not None
     path = Path(file.path)
     path.mkdir()
-    assert file.read() is not None
+    assert file.look() is not None
     path.rmdir()
     os.mkfifo(path)
-    assert file.read() is not None
+    assert file.look() is not None
     path.unlink()
     path.symlink_to(path)
-    assert file.read() is not None
+    assert file.look() is not None
 
 
 def test_a_link_is_not_written_through(file: DrainFile, tmp_path: Path) -> None:
@@ -150,7 +180,7 @@ def test_everybody_may_read_it(file: DrainFile) -> None:
 def test_without_a_state_directory_there_is_no_drain() -> None:
     """Nothing is read, nothing is ended, and to begin one is an error."""
     nowhere = DrainFile(None)
-    assert nowhere.read() is None
+    assert nowhere.look() is None
     assert not nowhere.end()
     with pytest.raises(OSError, match="no state directory"):
         nowhere.begin("x", None)
@@ -264,7 +294,8 @@ def test_wait_returns_when_nothing_is_in_flight(start_agent: Start, tmp_path: Pa
         inherited = {k: v for k, v in os.environ.items() if not k.startswith("OLLAMA_")}
         waiting = subprocess.Popen(
             [
-                *(sys.executable, "-m", "ollama_metrics", "drain", "--wait"),
+                *(sys.executable, "-m", "ollama_metrics", "drain", "--settle", "1s"),
+                *("--wait", "--settle", "1s"),
                 "--state-dir",
                 str(state),
             ],
@@ -279,7 +310,8 @@ def test_wait_returns_when_nothing_is_in_flight(start_agent: Start, tmp_path: Pa
         assert waiting.poll() is None
         for connection in connections:
             connection.close()
-        assert waiting.stdout.readline() == "nothing is in flight\n"
+        lines = iter(waiting.stdout.readline, "")
+        assert "nothing is in flight\n" in lines
         assert waiting.wait(30) == 0
         waiting.stdout.close()
 
@@ -287,7 +319,7 @@ def test_wait_returns_when_nothing_is_in_flight(start_agent: Start, tmp_path: Pa
 def test_nobody_can_wait_without_knowing(start_agent: Start, tmp_path: Path) -> None:
     """An agent that leaves Ollama alone cannot tell what is in flight: drained, and exit code 1 with the reason."""
     agent = start_agent("--ollama", "none")
-    done = command("drain", agent, tmp_path / "state", "--wait")
+    done = command("drain", agent, tmp_path / "state", "--wait", "--settle", "0")
     assert done.returncode == 1
     assert "nobody can tell what is in flight" in done.stderr
     assert agent.metrics()["status"] == "draining"
@@ -304,11 +336,33 @@ def test_an_agent_that_looks_elsewhere_is_told_of(start_agent: Start, tmp_path: 
 
 
 def test_without_an_agent_the_drain_waits_for_it(start_agent: Start, tmp_path: Path) -> None:
-    """A host whose agent is not running can be drained before it starts."""
+    """A host whose agent is not running can be drained before it starts; that nobody has seen it is exit code 1."""
     done = command("drain", None, tmp_path / "state")
-    assert done.returncode == 0
-    assert "does not answer now" in done.stdout
+    assert done.returncode == 1
+    assert "does not answer" in done.stderr
+    assert str(tmp_path / "state" / "drain") in done.stderr
     assert start_agent().metrics()["status"] == "draining"
+
+
+def test_a_failing_host_is_drained_as_well(start_agent: Start, tmp_path: Path) -> None:
+    """With --on-failure error its page is a 503, which tells the drain all the same."""
+    options = ("--expected-gpus", "4", "--on-failure", "error")
+    agent = start_agent(*options)
+    agent.wait_until(lambda document: document["status"] == "failing")
+    done = command("drain", agent, tmp_path / "state")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert agent.metrics()["status"] == "failing"
+    assert "drained: no reason given" in agent.metrics()["reasons"]
+
+
+def test_a_mistake_in_the_settings_does_not_keep_it_from_draining(
+    start_agent: Start, tmp_path: Path
+) -> None:
+    """Only what says where the agent is counts: a half-edited setting of another kind is not looked at."""
+    agent = start_agent()
+    wrong = {"OLLAMA_METRICS_WINDOW": "soon", "OLLAMA_HOST": "https://x"}
+    done = command("drain", agent, tmp_path / "state", environment=wrong)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_who_may_not_write_is_told_who_may(tmp_path: Path) -> None:

@@ -509,13 +509,13 @@ def test_a_drained_host_gets_nothing(
         (12, 4, 95.0),
         (1, None, 90.0),
         (10**9, 4, 100.0),
-        (None, 4, 90.0),
+        (None, 4, 100.0),
     ],
 )
 def test_the_queue_takes_its_share_of_the_gpus(
     in_flight: Optional[int], slots: Optional[int], utilization: float
 ) -> None:
-    """--queue-aware: n of n + slots of what is left of the utilization; a count that is not known is all slots."""
+    """--queue-aware: n of n + slots of what is left of the utilization; a count that is not known, all of it."""
     known = ollama(active_requests=in_flight, slots=slots)
     shot = snapshot(HOST, gpus(TWO), 2, known)
     plain, aware = (judge(shot, WINDOW, PESSIMISTIC, NOW, queue_aware=on) for on in (False, True))
@@ -556,3 +556,34 @@ def test_no_coefficient_makes_a_broken_host_win(
     assert verdict.weight == highest if fails else verdict.weight < highest
     assert (verdict.load_ratio == 1.0) >= fails
     assert 0 <= verdict.load_ratio <= 1
+
+
+@pytest.mark.parametrize("more", [{}, {"queue_aware": True}])
+@pytest.mark.parametrize("policy", ON_FAILURE)
+def test_a_second_fault_never_makes_a_host_lighter(policy: str, more: dict[str, Any]) -> None:
+    """A driver that fails where Ollama is waited for, or has a queue: the weight is no less than before."""
+    waiting = silent(1, seen=False, waits_until=NOW + 9)
+    queue = ollama(active_requests=20, slots=1)
+    for known in (waiting, queue):
+        before, after = (
+            judge(snapshot(HOST, gpu, 2, known), WINDOW, policy, NOW, **more).weight
+            for gpu in (gpus(TWO), failed())
+        )
+        assert after >= before
+
+
+def test_a_check_that_is_missed_forgets_no_queue() -> None:
+    """Requests in flight are counted by the kernel, whether Ollama answers in time or not."""
+    busy = silent(1, active_requests=20, slots=1)
+    verdict = judge(snapshot(HOST, gpus(TWO), 2, busy), WINDOW, PESSIMISTIC, NOW, queue_aware=True)
+    assert verdict.balance.gpu_avg_utilization_percent == 99.0
+
+
+@pytest.mark.parametrize("capacity", [0.25, 1.0, 100.0])
+def test_a_host_that_waits_for_its_ollama_is_just_below_a_dead_one(capacity: float) -> None:
+    """499.9 whatever its capacity, and down for HAProxy: 1 % would be no fence."""
+    known = silent(1, seen=False, waits_until=NOW + 9)
+    weighting = Weighting(capacity=capacity)
+    verdict = judge(snapshot(HOST, gpus(TWO), 2, known), WINDOW, PESSIMISTIC, NOW, (), weighting)
+    assert (verdict.status, verdict.weight, verdict.load_ratio) == (DEGRADED, 499.9, 1.0)
+    assert verdict.waiting

@@ -31,7 +31,7 @@ def test_by_default_it_is_the_balancers_formula(balance: Balance) -> None:
 
 
 def test_components_add_up_to_the_weight() -> None:
-    """Each field by itself, before capacity; requests in flight count by their coefficient, unknown ones as one."""
+    """Each field by itself, before capacity; requests in flight count by their coefficient."""
     weighting = Weighting(in_flight=2.5, capacity=2.0)
     parts = weighting.components(EXAMPLE, 4)
     assert parts == {
@@ -42,7 +42,26 @@ def test_components_add_up_to_the_weight() -> None:
         "in_flight": 10.0,
     }
     assert weighting.weight(EXAMPLE, 4, broken=False) == sum(parts.values()) / 2
-    assert weighting.components(EXAMPLE, None)["in_flight"] == 2.5
+
+
+def test_what_is_in_flight_and_not_known_is_not_idle() -> None:
+    """Where it counts, a host that cannot tell is just below a broken one; where it does not count, it is no matter."""
+    assert Weighting(in_flight=0.1).weight(EXAMPLE, None, broken=False) == 499.9
+    assert DEFAULT.weight(EXAMPLE, None, broken=False) == 275.0
+    assert with_queue(CPU_ONLY, None, 4).cpu_percent == 100.0
+
+
+def test_a_queue_counts_on_hosts_without_gpus_too() -> None:
+    """There it is in the CPU's field, for no balancer reads the other; gpu_count stays 0 and so does that."""
+    assert with_queue(CPU_ONLY, 4, 4) == Balance(60.0, 30.0, 0, 0.0, 0.0)
+
+
+def test_a_broken_host_is_never_lighter_than_500() -> None:
+    """Whatever the coefficients: hosts of one pool may have unlike ones."""
+    for weighting in (Weighting(gpu_util=0.0, gpu_mem=0.0), Weighting(0.00001, 0.0, 0.0, 0.0)):
+        assert weighting.weight(EXAMPLE, 0, broken=True) == 500
+        assert 0 <= weighting.weight(EXAMPLE, 0, broken=False) < 500
+    assert Weighting(cpu=100.0).highest == 10_400
 
 
 @given(BALANCES, st.none() | st.integers(0, 10**6), st.floats(0.01, 100))
@@ -75,8 +94,8 @@ def test_a_longer_queue_is_always_worse() -> None:
 
 @given(BALANCES, st.none() | st.integers(0, 10**9), st.none() | st.integers(0, 10**6))
 def test_a_queue_stays_below_the_worst(balance: Balance, in_flight: int, slots: int) -> None:
-    """It raises the utilization and nothing else, and no queue reaches the weight of a dead host."""
+    """It makes no field less, and no queue reaches the weight of a dead host."""
     queued = with_queue(bounded(balance), in_flight, slots)
     assert queued.weight < 500
-    assert queued.gpu_avg_utilization_percent >= bounded(balance).gpu_avg_utilization_percent
+    assert queued.weight >= min(bounded(balance).weight, 499.9)
     assert queued.gpu_count == balance.gpu_count
