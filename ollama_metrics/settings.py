@@ -277,7 +277,8 @@ SETTINGS: tuple[Setting, ...] = (
         "on|off",
         Config.queue_aware,
         "off",
-        "whether requests in flight raise gpu_avg_utilization_percent, for balancers that read nothing else.",
+        "whether half of gpu_avg_utilization_percent (without GPUs: of cpu_percent) is the requests in flight, n of "
+        "n + slots, for balancers that read nothing else. The same on all hosts of a pool.",
         "give on or off",
         parse_on_or_off,
     ),

@@ -130,17 +130,18 @@ def queue_share(in_flight: int, slots: int) -> float:
 
 
 def with_queue(balance: Balance, in_flight: Optional[int], slots: Optional[int]) -> Balance:
-    """`balance` with the queue in its GPU utilization, of which it takes its share of what is left.
+    """`balance` with the queue in its GPU utilization: half of that field is the utilization's, half the queue's.
 
-    On a host without GPUs, whose utilization no balancer reads, it is in the CPU's. An unknown count is
-    as bad as any queue: what is not known is not idle.
+    Of two hosts whose GPUs are full, the one with the shorter queue is the lighter one. On a host without
+    GPUs, whose utilization no balancer reads, the CPU's field is shared so. An unknown count is as bad
+    as any queue: what is not known is not idle.
     """
     share = queue_share(in_flight, slots or 1) if in_flight is not None else 1.0
     if balance.gpu_count > 0:
         used = balance.gpu_avg_utilization_percent
-        return bounded(replace(balance, gpu_avg_utilization_percent=_filled(used, share)))
-    return bounded(replace(balance, cpu_percent=_filled(balance.cpu_percent, share)))
+        return bounded(replace(balance, gpu_avg_utilization_percent=_halved(used, share)))
+    return bounded(replace(balance, cpu_percent=_halved(balance.cpu_percent, share)))
 
 
-def _filled(percent: float, share: float) -> float:
-    return round(percent + (100 - percent) * share, 1)
+def _halved(percent: float, share: float) -> float:
+    return round(percent / 2 + 50 * share, 1)

@@ -48,12 +48,12 @@ def test_what_is_in_flight_and_not_known_is_not_idle() -> None:
     """Where it counts, a host that cannot tell is just below a broken one; where it does not count, it is no matter."""
     assert Weighting(in_flight=0.1).weight(EXAMPLE, None, broken=False) == 499.9
     assert DEFAULT.weight(EXAMPLE, None, broken=False) == 275.0
-    assert with_queue(CPU_ONLY, None, 4).cpu_percent == 100.0
+    assert with_queue(CPU_ONLY, None, 4).cpu_percent == 60.0
 
 
 def test_a_queue_counts_on_hosts_without_gpus_too() -> None:
     """There it is in the CPU's field, for no balancer reads the other; gpu_count stays 0 and so does that."""
-    assert with_queue(CPU_ONLY, 4, 4) == Balance(60.0, 30.0, 0, 0.0, 0.0)
+    assert with_queue(CPU_ONLY, 4, 4) == Balance(35.0, 30.0, 0, 0.0, 0.0)
 
 
 def test_a_broken_host_is_never_lighter_than_500() -> None:
@@ -94,8 +94,15 @@ def test_a_longer_queue_is_always_worse() -> None:
 
 @given(BALANCES, st.none() | st.integers(0, 10**9), st.none() | st.integers(0, 10**6))
 def test_a_queue_stays_below_the_worst(balance: Balance, in_flight: int, slots: int) -> None:
-    """It makes no field less, and no queue reaches the weight of a dead host."""
+    """No queue reaches the weight of a dead host, and with a longer one no host gets lighter."""
     queued = with_queue(bounded(balance), in_flight, slots)
-    assert queued.weight < 500
-    assert queued.weight >= min(bounded(balance).weight, 499.9)
+    assert 0 <= queued.weight < 500
+    assert queued.weight >= with_queue(bounded(balance), 0, slots).weight
     assert queued.gpu_count == balance.gpu_count
+
+
+def test_of_two_full_hosts_the_shorter_queue_wins() -> None:
+    """Where GPUs are full, utilization says nothing more: what tells them apart is who waits there."""
+    full = Balance(20.0, 30.0, 1, 100.0, 70.0)
+    one, nine = (with_queue(full, count, 4) for count in (5, 9))
+    assert one.weight < nine.weight < 500
