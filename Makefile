@@ -157,6 +157,10 @@ bench: $(DEV) ## measure against the peers and write docs/PERFORMANCE.md (minute
 	@.venv-bench/bin/python -m pip $(QUIETLY) install . prometheus_client
 	@.venv-bench/bin/python -m benchmarks --write docs/PERFORMANCE.md $(ARGS)
 
+.PHONY: simulate
+simulate: $(DEV) ## simulate balancers before Ollama hosts and write docs/ROUTING.md (minutes)
+	@$(PY) -m benchmarks.routing --write docs/ROUTING.md $(ARGS)
+
 .PHONY: docs
 docs: $(DEV) ## write docs/METRICS.md and docs/CONFIGURATION.md anew from the code
 	@mkdir -p docs
