@@ -179,10 +179,13 @@ def _ask_argparse(argv: Sequence[str], environ: Mapping[str, str]) -> dict[str, 
             tool.add_options(sub)
     for setting in SETTINGS:
         for sub in (serve, check) if setting.serve_only else (serve, check, once):
+            # `--orca` by itself is `--orca on`.
+            bare = {"nargs": "?", "const": "on"} if setting.metavar == "on|off" else {}
             sub.add_argument(
                 setting.option,
                 metavar=setting.metavar,
                 action="append" if setting.repeatable else "store",
+                **bare,
                 help=f"{setting.help} (default: {setting.default_text})".replace("%", "%%"),
             )
     return vars(parser.parse_args(argv))

@@ -490,3 +490,22 @@ def test_the_agent_check_and_the_rest_go_together(given: dict[str, str], named: 
         load(given, {})
     load({"agent_check": "127.0.0.1:0", "listen": ["127.0.0.1:0"]}, {})
     load({"interval": "10"}, {})
+
+
+@pytest.mark.parametrize("option", ["--queue-aware", "--orca", "--ollama-slots"])
+def test_a_switch_by_itself_is_on(option: str) -> None:
+    """`--queue-aware` is `--queue-aware on`, wherever it stands; what follows is not taken for its value."""
+    from ollama_metrics.cli import _parse
+
+    name = option[2:].replace("-", "_")
+    for rest in ([], ["--log-level", "error"]):
+        for words in (
+            [option, *rest],
+            [*rest, option],
+            [option, "on", *rest],
+            [f"{option}=on", *rest],
+        ):
+            _, config, _ = _parse(["serve", *words], {})
+            assert getattr(config, name) is True
+    _, config, _ = _parse(["serve", option, "off"], {})
+    assert getattr(config, name) is False
