@@ -180,7 +180,7 @@ def _ask_argparse(argv: Sequence[str], environ: Mapping[str, str]) -> dict[str, 
     for setting in SETTINGS:
         for sub in (serve, check) if setting.serve_only else (serve, check, once):
             # `--orca` by itself is `--orca on`.
-            bare = {"nargs": "?", "const": "on"} if setting.metavar == "on|off" else {}
+            bare: Any = {"nargs": "?", "const": "on"} if setting.metavar == "on|off" else {}
             sub.add_argument(
                 setting.option,
                 metavar=setting.metavar,
