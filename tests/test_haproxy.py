@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import os
 import re
 import subprocess
 import sys
@@ -491,10 +492,11 @@ def hosts(component: Callable[[str], str], tmp_path: Path) -> Iterator[RealHosts
         yield running
 
 
-def drain(command: str, state: Path) -> None:
-    """Run `ollama-metrics drain` or `resume` for the agent with this state directory."""
+def drain(command: str, state: Path, agent: AgentProcess) -> None:
+    """Run `ollama-metrics drain` or `resume` for the agent that has this state directory."""
     words = [sys.executable, "-m", "ollama_metrics", command, "--state-dir", str(state)]
-    subprocess.run(words, check=True, capture_output=True)
+    environment = {**os.environ, "OLLAMA_METRICS_LISTEN": f"127.0.0.1:{agent.port}"}
+    subprocess.run(words, check=True, capture_output=True, env=environment)
 
 
 def test_what_happens_to_a_host_shows_within_two_agent_intervals(
@@ -510,7 +512,7 @@ def test_what_happens_to_a_host_shows_within_two_agent_intervals(
 
         hosts.gpus[0].lose(0)
         hosts.ollamas[1].kill()
-        drain("drain", hosts.states[2])
+        drain("drain", hosts.states[2], hosts.agents[2])
         faults = [DOWN, "DOWN", DRAINED]
         front.wait_until(lambda: front.statuses() == faults, 2 * AGENT_INTERVAL)
         assert "no GPU answers" in front.stat("gpu1")["last_agt"]
@@ -518,7 +520,7 @@ def test_what_happens_to_a_host_shows_within_two_agent_intervals(
 
         hosts.gpus[0].restore(0)
         hosts.ollamas[1].restart()
-        drain("resume", hosts.states[2])
+        drain("resume", hosts.states[2], hosts.agents[2])
         front.wait_until(lambda: front.statuses()[2] == "UP", 2 * AGENT_INTERVAL)
         assert generate(front).status == 200
         # The agent looks for a lost GPU ever more rarely, and Ollama has to be well for 5 s.

@@ -696,7 +696,7 @@ def test_where_systemd_knows_or_cannot_tell_nothing_is_said(journal: Journal, sc
     journal.begin()
     journal.answered()
     assert lines(journal.follower) == []
-    assert [child.name() for child in psutil.Process().children()] == ["sleep"]
+    assert len(psutil.Process().children()) == 1  # journalctl's; systemctl has ended
 
 
 @pytest.mark.parametrize("end", ["time", "close", "line"])
