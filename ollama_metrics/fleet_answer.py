@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import unicodedata
 
 from .frozen import dataclass
@@ -20,6 +21,10 @@ if TYPE_CHECKING:
 CPU, RAM, GPUS = "cpu_percent", "ram_percent", "gpu_count"
 GPU_UTILIZATION, GPU_MEMORY = "gpu_avg_utilization_percent", "gpu_avg_memory_percent"
 FIELDS = (CPU, RAM, GPUS, GPU_UTILIZATION, GPU_MEMORY)
+# encoding/json's maxNestingDepth.
+_DEEPEST = 10_000
+# Brackets, and whole strings, whose brackets are none.
+_BRACKETS = re.compile(r'"(?:[^"\\]|\\.)*"|[\[\]{}]')
 _WHITESPACE = " \t\r\n"
 _LEAST_INT, _MOST_INT = -(1 << 63), (1 << 63) - 1
 _MOST_REASONS, _LONGEST_REASON, _LONGEST_WORD = 16, 300, 16
@@ -65,6 +70,20 @@ class _Object(list):  # type: ignore[type-arg]  # of pairs
     __slots__ = ()
 
 
+def _depth(text: str) -> int:
+    """How deep what is in `text`, which is JSON, is nested; 0 where there are too few brackets for it to matter."""
+    if text.count("[") + text.count("{") <= _DEEPEST:
+        return 0
+    depth = deepest = 0
+    for word in _BRACKETS.findall(text):
+        if word in "[{":
+            depth += 1
+            deepest = max(deepest, depth)
+        elif word in "]}":
+            depth -= 1
+    return deepest
+
+
 def decode(body: bytes) -> Reading:
     """What the balancer takes from a body. Raises ValueError, with a clause for a person, where it fails."""
     # As in Go: bytes that are no UTF-8 are a replacement character in a string, and no JSON elsewhere.
@@ -78,11 +97,13 @@ def decode(body: bytes) -> Reading:
     if not text:
         raise ValueError("its answer is empty")
     try:
-        value, _ = decoder.raw_decode(text)
+        value, end = decoder.raw_decode(text)
     except json.JSONDecodeError:
         raise ValueError(f"its answer is no JSON; it begins with {_quoted(text)}") from None
     except RecursionError:
         raise ValueError("its answer is nested too deeply") from None
+    if _depth(text[:end]) > _DEEPEST:  # Python's own limit is lower before 3.14 and higher since
+        raise ValueError("its answer is nested too deeply")
     if value is None:  # which Go decodes into anything
         value = _Object()
     if not isinstance(value, _Object):
