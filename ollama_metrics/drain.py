@@ -7,14 +7,13 @@ is broken must not look idle.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
 import os
-import stat
 import time
 
 from .frozen import dataclass
+from .notes import read_note, write_note
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -22,7 +21,6 @@ if TYPE_CHECKING:
 
 NAME = "drain"
 NO_REASON = "no reason given"
-_MOST_BYTES = 4096
 _MOST_REASON = 200
 
 
@@ -96,25 +94,7 @@ class DrainFile:
             raise OSError("there is no state directory")
         drain = Drain(legible(reason) or NO_REASON, round(self._wall(), 3), until)
         text = json.dumps({"reason": drain.reason, "since": drain.since, "until": drain.until})
-        os.makedirs(os.path.dirname(self.path), mode=0o755, exist_ok=True)
-        # The folder is the service's, and this may be root: nothing that lies there is followed.
-        scratch = f"{self.path}.{os.getpid()}"
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(scratch)
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-        fd = os.open(scratch, flags, 0o644)
-        try:
-            with open(fd, "wb") as file:
-                os.fchmod(fd, 0o644)  # for the service's user to read, whatever root's umask
-                file.write(text.encode("ascii") + b"\n")
-                file.flush()
-                os.fsync(fd)
-            os.replace(scratch, self.path)
-            _sync_folder(os.path.dirname(self.path))
-        except OSError:
-            with contextlib.suppress(OSError):
-                os.unlink(scratch)
-            raise
+        write_note(self.path, f"{text}\n")
         return drain
 
     def end(self) -> bool:
@@ -130,14 +110,8 @@ class DrainFile:
 
 def _parsed(path: str) -> Drain:
     """What the file says; a drain, too, where that makes no sense. Raises OSError."""
-    fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
-        regular = stat.S_ISREG(os.fstat(fd).st_mode)
-        text = os.read(fd, _MOST_BYTES) if regular else b""
-    finally:
-        os.close(fd)
-    try:
-        document = json.loads(text.decode("utf-8"))
+        document = json.loads(read_note(path))
         if not isinstance(document, dict):
             raise ValueError("it is no object")
         return Drain(
@@ -145,15 +119,6 @@ def _parsed(path: str) -> Drain:
         )
     except (ValueError, KeyError, OverflowError, RecursionError) as error:
         return Drain(f"{path} cannot be understood ({type(error).__name__})", None, None)
-
-
-def _sync_folder(folder: str) -> None:
-    """Have the new name outlive a power failure."""
-    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
 
 
 def legible(reason: Any) -> str:

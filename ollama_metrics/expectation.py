@@ -7,10 +7,10 @@ says so.
 
 from __future__ import annotations
 
-import contextlib
 import os
-import stat
 import time
+
+from .notes import read_note, write_note
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -20,7 +20,6 @@ FILE_NAME = "gpus-expected"
 # More than any machine holds: nobody expects more, and a driver that names more is not believed.
 MOST_GPUS = 256
 SAVE_AGAIN_SECONDS = 60.0
-_MOST_BYTES = 1024
 
 
 class Expectation:
@@ -76,7 +75,7 @@ class Expectation:
             return 0
         try:
             text = read_note(self._path)
-            if not text.isdecimal():
+            if not (text.isascii() and text.isdecimal()):
                 raise ValueError(f"{text!r} is no number")
             count = int(text)
             if not 1 <= count <= MOST_GPUS:
@@ -103,33 +102,3 @@ class Expectation:
             if complaint != self._complaint:
                 self._complaint = complaint
                 self._log("warning", complaint)
-
-
-def read_note(path: str) -> str:
-    """The first bytes of a regular file, whatever else may lie there under its name.
-
-    Raises OSError, and ValueError where it is no regular file.
-    """
-    fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    try:
-        if not stat.S_ISREG(os.fstat(fd).st_mode):
-            raise ValueError("it is no file")
-        return os.read(fd, _MOST_BYTES).decode("ascii", "replace").strip()
-    finally:
-        os.close(fd)
-
-
-def write_note(path: str, text: str) -> None:
-    """Put `text` under `path`, whole or not at all. Raises OSError; nothing else is left behind then."""
-    os.makedirs(os.path.dirname(path), mode=0o755, exist_ok=True)
-    scratch = f"{path}.{os.getpid()}"
-    try:
-        with open(scratch, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(scratch, path)
-    except OSError:
-        with contextlib.suppress(OSError):
-            os.unlink(scratch)
-        raise

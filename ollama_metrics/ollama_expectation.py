@@ -9,7 +9,8 @@ from __future__ import annotations
 import os
 import time
 
-from .expectation import SAVE_AGAIN_SECONDS, read_note, write_note
+from .expectation import SAVE_AGAIN_SECONDS
+from .notes import read_note, write_note
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -148,6 +148,10 @@ def judge(
     in_flight = queue.active_requests if queue is not None else None
     drained = () if snapshot.drain is None else (snapshot.drain.sentence,)
 
+    def measured() -> tuple[Balance, tuple[str, ...]]:
+        balance, notes = _measured(host, gpu, expected, window, ollama)
+        return (with_queue(balance, in_flight, _slots(queue)) if queue_aware else balance), notes
+
     def verdict(status: str, reasons: tuple[str, ...], balance: Balance, kept: bool) -> Verdict:
         out = status in OUT_OF_ROTATION and not kept
         weight = weighting.weight(balance, in_flight, out)
@@ -171,11 +175,9 @@ def judge(
         )
 
     if not broken and host.sample is not None:
-        balance, notes = _measured(host, gpu, expected, window, ollama)
+        balance, notes = measured()
         if reading is not None and reading.absence and not expected:
             notes = (f"no GPU: {reading.absence}", *notes)
-        if queue_aware:
-            balance = with_queue(balance, in_flight, _slots(queue))
         if in_flight is None and (queue_aware or weighting.in_flight):
             notes = (*notes, "requests in flight are not known, and count as any number of them")
         if ollama.waiting:
@@ -195,9 +197,7 @@ def judge(
         and age is not None
         and age <= LAST_GOOD_SECONDS
     ):
-        balance, _ = _measured(host, gpu, expected, window, ollama)
-        if queue_aware:
-            balance = with_queue(balance, in_flight, _slots(queue))
+        balance, _ = measured()
         reasons = (*broken, f"the numbers are {age:.0f} s old")
         return verdict(FAILING, reasons, balance, kept=True)
     worst = replace(PESSIMISTIC_BALANCE, gpu_count=max(1, expected))

@@ -6,7 +6,6 @@ import hashlib
 import http.client
 import json
 import os
-import random
 import re
 import shutil
 import signal
@@ -27,6 +26,7 @@ import balancer
 import ollama_standin
 import pytest
 from agent_process import PATIENCE, AgentProcess, Response
+from ports import free_port
 
 from ollama_metrics.tcp_connections import ConnectionTable
 
@@ -135,7 +135,7 @@ class Front:
     ) -> None:
         self.folder, self._nginx, self.certificate = folder, nginx, certificate
         self.host = "127.0.0.2" if certificate else "127.0.0.1"
-        self.port = _free_port()
+        self.port = free_port()
         for name in ("conf.d", "ollama-metrics", "temp"):
             (folder / name).mkdir(parents=True)
         own = folder / "ollama-metrics"
@@ -159,7 +159,7 @@ class Front:
         self.edit("conf.d/ollama-metrics.conf", rf"\b127.0.0.1:{OLLAMA}\b", f"127.0.0.1:{ollama}")
         # Without this its workers are nobody's, to whom pytest's folders are closed.
         user = "user root;" if os.geteuid() == 0 else ""
-        (folder / "nginx.conf").write_text(NGINX_CONF.format(user=user, default=_free_port()))
+        (folder / "nginx.conf").write_text(NGINX_CONF.format(user=user, default=free_port()))
         self._process: Optional[subprocess.Popen[bytes]] = None
 
     def edit(self, name: str, pattern: str, by: str) -> None:
@@ -331,17 +331,6 @@ def _token(line: bytes) -> str:
 def _version(nginx: str) -> tuple[int, ...]:
     said = subprocess.run([nginx, "-v"], stderr=subprocess.PIPE, text=True, check=True).stderr
     return tuple(map(int, re.findall(r"\d+", said)[:3]))
-
-
-def _free_port() -> int:
-    """A port below those that the system gives to clients, one of which could take it before nginx does."""
-    while True:
-        with socket.socket() as listener:
-            try:
-                listener.bind(("", port := random.randrange(20_000, 32_000)))
-                return port
-            except OSError:
-                continue
 
 
 # -- what runs -------------------------------------------------------------------------------------
