@@ -240,9 +240,8 @@ class Host:
     @cached_property
     def agent(self) -> Agent:
         """The agent's answer."""
-        address = self._config.listen[0]
-        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(address.host, address.host)
-        return ask_agent(OllamaUrl(host, address.port), self._short)
+        address = self._config.listen[0].from_here
+        return ask_agent(OllamaUrl(address.host, address.port), self._short)
 
     @cached_property
     def ollama(self) -> Ollama:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 import time
 
+from .checkup import tell_agent
 from .config import CONFIG_VARIABLE, config_file, load
 from .config_file import read_config_file
 from .drain import NO_REASON, DrainFile, when
@@ -36,7 +36,6 @@ _OF_USE = (
     *("OLLAMA_METRICS_LISTEN", "OLLAMA_METRICS_STATE_DIR", "OLLAMA_METRICS_INTERVAL"),
     *("STATE_DIRECTORY", "XDG_STATE_HOME", "HOME"),
 )
-_MOST_BYTES = 1 << 22
 _UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _LONGEST_SECONDS = 366 * 86400.0
 # A little more than the 30 s between two polls of a balancer.
@@ -151,24 +150,12 @@ class Service:
         config: Config = load(given, _of_use(environ), True, file)
         self.file = DrainFile(config.state_dir)
         self._seen_seconds = _SEEN_SECONDS + config.interval
-        address = config.listen[0]
-        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(address.host, address.host)
-        self.url = OllamaUrl(host, address.port)
+        address = config.listen[0].from_here
+        self.url = OllamaUrl(address.host, address.port)
 
     def document(self) -> Optional[dict[str, Any]]:
         """What the agent answers now; None where it does not."""
-        import http.client
-
-        connection = http.client.HTTPConnection(self.url.host, self.url.port, timeout=_SEEN_SECONDS)
-        try:
-            connection.request("GET", "/metrics?format=json")
-            # Whatever its status: with `--on-failure error` a failing host's is 503.
-            document = json.loads(connection.getresponse().read(_MOST_BYTES))
-        except (OSError, http.client.HTTPException, ValueError, RecursionError):
-            return None
-        finally:
-            connection.close()
-        return document if isinstance(document, dict) and "status" in document else None
+        return tell_agent(self.url.host, self.url.port, _SEEN_SECONDS)[0]
 
     def await_status(self, seen: Callable[[dict[str, Any]], bool]) -> Optional[bool]:
         """Whether the agent's answer becomes so within some seconds; None where it does not answer."""

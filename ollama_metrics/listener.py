@@ -55,8 +55,7 @@ class Listener(HTTPServer):
     @property
     def url(self) -> str:
         """A URL that reaches this listener from its own host."""
-        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.server_name, self.server_name)
-        return f"http://{Address(host, self.server_port)}"
+        return f"http://{self.bound.from_here}"
 
 
 def listen(

@@ -20,7 +20,7 @@ _NAME = re.compile(r"[A-Za-z0-9_.-]{1,253}", re.ASCII)
 _ZONE = re.compile(r"[A-Za-z0-9_.-]{1,15}", re.ASCII)  # an interface's name or number
 # What a path may hold as it stands in a request (RFC 3986, without query and fragment).
 _PATH = re.compile(r"[A-Za-z0-9/._~!$&'()*+,;=:@%-]{0,1024}", re.ASCII)
-_ANY = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}
+ANY_ADDRESS = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}
 _NO_HTTPS = (
     "the agent speaks no https; give Ollama's own http address, such as http://127.0.0.1:11434"
 )
@@ -178,4 +178,4 @@ def _path(text: str) -> str:
 
 def _to_connect(host: str) -> str:
     """Where a client goes for an address that stands for all of a host's."""
-    return _ANY.get(host, host)
+    return ANY_ADDRESS.get(host, host)

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from .expectation import MOST_GPUS
 from .frozen import dataclass
-from .ollama_url import OllamaUrl, parse_url
+from .ollama_url import ANY_ADDRESS, OllamaUrl, parse_url
 from .weight import COEFFICIENTS, DEFAULT, Weighting
 
 TYPE_CHECKING = False
@@ -30,6 +30,11 @@ class Address:
 
     host: str
     port: int
+
+    @property
+    def from_here(self) -> Address:
+        """Where this host itself reaches who listens there: on any address is on loopback, too."""
+        return Address(ANY_ADDRESS.get(self.host, self.host), self.port)
 
     def __str__(self) -> str:
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"

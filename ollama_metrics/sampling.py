@@ -100,8 +100,9 @@ class Sampling:
         from .endpoints import Endpoints
         from .status_log import StatusLog
 
-        self._drains = drains = DrainFile(config.state_dir)
+        drains = DrainFile(config.state_dir)
         drains.look()
+        self._drains = drains  # from now on the host's sampler looks, and nobody else
         self.endpoints: Endpoints = Endpoints(
             self._host,
             self._gpu,
