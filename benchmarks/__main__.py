@@ -16,7 +16,7 @@ from types import FrameType
 from benchmarks import report
 from benchmarks.bench import FULL, QUICK, Bench
 from benchmarks.figures import Figures
-from benchmarks.load import LoadFailed
+from benchmarks.http_load import LoadFailed
 from benchmarks.machine import machine, versions
 from benchmarks.measurements import MEASUREMENTS, Measurement
 from benchmarks.peers import CATALOGUE

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 
 from benchmarks.bench import Bench
 from benchmarks.figures import Figures, Quantity
-from benchmarks.load import CONNECTIONS, loaded
+from benchmarks.http_load import CONNECTIONS, loaded
 from benchmarks.server import Server
 
 SETTLE = 3.0  # seconds

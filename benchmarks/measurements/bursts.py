@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from benchmarks.bench import Bench
 from benchmarks.figures import Figures, Quantity
-from benchmarks.load import percentile, scrape
+from benchmarks.http_load import percentile, scrape
 
 TITLE = "Pollers at once"
 SIZES = (174, 1_000)

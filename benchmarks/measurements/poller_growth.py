@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from benchmarks.bench import Bench
 from benchmarks.figures import Figures, Quantity
-from benchmarks.load import loaded
+from benchmarks.http_load import loaded
 
 TITLE = "Growth with the pollers"
 COUNTS = (1, 16, 174, 1_000)

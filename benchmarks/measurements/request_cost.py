@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from benchmarks.bench import Bench
 from benchmarks.figures import Figures, Quantity
-from benchmarks.load import CONNECTIONS, loaded
+from benchmarks.http_load import CONNECTIONS, loaded
 
 TITLE = "Cost of a request"
 

@@ -12,7 +12,7 @@ import time
 
 from benchmarks.bench import Bench
 from benchmarks.figures import Figures, Quantity
-from benchmarks.load import scrape
+from benchmarks.http_load import scrape
 
 TITLE = "Resident memory"
 AT_ONCE = 8

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from benchmarks.bench import Bench
 from benchmarks.figures import Figures, Quantity
-from benchmarks.load import percentile
+from benchmarks.http_load import percentile
 from benchmarks.process import Memory
 from benchmarks.slow_clients import Poller, besiege
 
