@@ -24,6 +24,7 @@ class Pace:
     scrapes: int
     idle_windows: int
     idle_window: float
+    rest_windows: int
     burst_rounds: int
     threaded_burst_rounds: int
     start_rounds: int
@@ -37,6 +38,7 @@ FULL = Pace(
     scrapes=10_000,
     idle_windows=8,
     idle_window=5.0,
+    rest_windows=4,
     burst_rounds=15,
     threaded_burst_rounds=1,
     start_rounds=7,
@@ -49,6 +51,7 @@ QUICK = Pace(
     scrapes=1_000,
     idle_windows=2,
     idle_window=4.0,
+    rest_windows=1,
     burst_rounds=3,
     threaded_burst_rounds=0,
     start_rounds=2,

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 NAME = "drain"
 NO_REASON = "no reason given"
 _MOST_REASON = 200
+# Longer than any tick of the clock by which the kernel stamps files.
+_TICK_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,7 @@ class DrainFile:
         self.path = os.path.join(state_dir, NAME) if state_dir is not None else None
         self._wall = wall
         self._mark: object = None
+        self._folder: object = None  # the folder's mark when the file was not there
         self._said: Optional[Drain] = None
 
     @property
@@ -70,17 +73,30 @@ class DrainFile:
         """Look whether the file has changed, and read it then; returns the drain that holds now."""
         if self.path is not None:
             try:
-                self._said = self._changed(self.path)
+                if self._mark is not None or not self._is_as_without(os.path.dirname(self.path)):
+                    self._said = self._changed(self.path)
             except (FileNotFoundError, NotADirectoryError):
                 self._mark = self._said = None
             except OSError as error:
                 # It is there, and the next look may have better luck.
-                self._mark = None
+                self._mark = self._folder = None
                 self._said = Drain(f"{self.path} cannot be read ({error.strerror})", None, None)
         return self.current
 
+    def _is_as_without(self, folder: str) -> bool:
+        """Whether the folder is as it was when the file was not there.
+
+        To ask for a file that is not there costs three times as much, each second. Raises OSError.
+        """
+        seen = os.stat(folder)
+        mark = (seen.st_dev, seen.st_ino, seen.st_mtime_ns, seen.st_ctime_ns)
+        is_as_before = mark == self._folder
+        # Two changes within a tick of the kernel's clock leave one and the same time.
+        self._folder = mark if abs(self._wall() - seen.st_mtime) > _TICK_SECONDS else None
+        return is_as_before
+
     def _changed(self, path: str) -> Optional[Drain]:
-        seen = os.stat(path)
+        seen = os.lstat(path)  # a link is something else than a file: it drains, wherever it leads
         mark = (seen.st_ino, seen.st_mtime_ns, seen.st_ctime_ns, seen.st_size)
         if mark != self._mark:
             drain = _parsed(path)
@@ -110,6 +126,8 @@ class DrainFile:
 
 def _parsed(path: str) -> Drain:
     """What the file says; a drain, too, where that makes no sense. Raises OSError."""
+    if os.path.islink(path):
+        return Drain(f"{path} is a link", None, None)
     try:
         document = json.loads(read_note(path))
         if not isinstance(document, dict):

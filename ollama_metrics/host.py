@@ -1,7 +1,7 @@
 """CPU and RAM of the host, or of the container that the agent runs in.
 
 The only module that imports psutil for host data. `HostCollector.collect` is called by one thread,
-about once a second, and costs some 150 us.
+about once a second; memory, which is a level, is read every time only while it moves.
 """
 
 from __future__ import annotations
@@ -25,6 +25,10 @@ if TYPE_CHECKING:
 
 # A container's limits can be changed while it runs; they are looked up again this often.
 _LIMITS_SECONDS = 30.0
+# Memory that stands still is read again this often, for that is a third of what a reading costs; it
+# stands still while two readings differ by no more than this share of it.
+_MEMORY_SECONDS = 5.0
+_STANDS_STILL_RATIO = 0.002
 # By so much may the busy time fall on a machine that runs on: steal and guest time are estimates.
 _JITTER_SECONDS = 1.0
 
@@ -67,6 +71,20 @@ class HostSample:
         return {"": (self.cpu_ratio, self.memory_used_ratio)}
 
 
+@dataclass(frozen=True)
+class Memory:
+    """Bytes of memory, how many of them are available, and whether a container's limit says so."""
+
+    size: int
+    available: int
+    limited: bool
+
+    @property
+    def used_ratio(self) -> float:
+        """The share that is not available."""
+        return _clamp((self.size - self.available) / self.size)
+
+
 class HostCollector:
     """Takes `HostSample`s; owns the counters of the reading before."""
 
@@ -79,6 +97,8 @@ class HostCollector:
         self._host_cpus = 1.0
         self._limits_at = float("-inf")
         self._before: Optional[tuple[float, float]] = None
+        self._memory: Optional[Memory] = None
+        self._memory_at = float("-inf")  # when it is to be read again
         self.pause = 0.0
 
     def prime(self) -> None:
@@ -111,20 +131,15 @@ class HostCollector:
         if total < before[1] or busy < before[0] - _JITTER_SECONDS:
             # A container runtime was restarted, or the machine moved: what follows counts anew.
             raise CollectorError("the CPU counters went back; a new CPU interval has begun")
-        memory = psutil.virtual_memory()
-        available, size = memory.available, memory.total
-        limited = limits.memory_bytes is not None and 0 < limits.memory_bytes < size
-        if limited and limits.memory_bytes is not None:
-            size = limits.memory_bytes
-            available = min(available, self._cgroup.memory_available(size))
+        memory = self._memory_now()
         sample = HostSample(
             cpu_ratio=_clamp((busy - before[0]) / (total - before[1])),
-            memory_used_ratio=_clamp((size - available) / size),
-            memory_total_bytes=size,
-            memory_available_bytes=available,
+            memory_used_ratio=memory.used_ratio,
+            memory_total_bytes=memory.size,
+            memory_available_bytes=memory.available,
             cpus=limits.cpus if limits.cpus is not None else self._host_cpus,
             cpu_busy_seconds_total=busy,
-            container_limited=limited or limits.cpus is not None,
+            container_limited=memory.limited or limits.cpus is not None,
         )
         self._refresh_limits()
         if self._limits.cpus != limits.cpus:
@@ -133,10 +148,35 @@ class HostCollector:
             self._before = self._counters()
         return sample
 
+    def _memory_now(self) -> Memory:
+        """The last reading where it is recent and memory stood still before it, else a new one."""
+        before, now = self._memory, self._clock()
+        if before is not None and now < self._memory_at:
+            return before
+        memory = self._memory = self._read_memory()
+        still = (
+            before is not None
+            and abs(memory.used_ratio - before.used_ratio) <= _STANDS_STILL_RATIO
+            and memory.size == before.size
+        )
+        # Half a second less, for a cycle may begin a little earlier than the fifth one before.
+        self._memory_at = now + _MEMORY_SECONDS - 0.5 if still else now
+        return memory
+
+    def _read_memory(self) -> Memory:
+        memory, limit = psutil.virtual_memory(), self._limits.memory_bytes
+        if limit is None or not 0 < limit < memory.total:
+            return Memory(memory.total, memory.available, False)
+        available = min(memory.available, self._cgroup.memory_available(limit))
+        return Memory(limit, available, True)
+
     def _refresh_limits(self) -> None:
         now = self._clock()
         if now - self._limits_at >= _LIMITS_SECONDS:
-            self._limits, self._limits_at = self._cgroup.limits(), now
+            limits = self._cgroup.limits()
+            if limits.memory_bytes != self._limits.memory_bytes:
+                self._memory_at = now  # the share is of another size
+            self._limits, self._limits_at = limits, now
             self._host_cpus = float(os.cpu_count() or 1)  # the C library reads a file to tell
 
     def _counters(self) -> tuple[float, float]:

@@ -14,6 +14,11 @@ if TYPE_CHECKING:
     from .verdict import Verdict
 
 
+# What makes a host degraded (a slow Ollama, failing requests) reaches the log within this time; what
+# breaks it at once.
+_JUDGE_SECONDS = 15.0
+
+
 class StatusLog:
     """Logs each change of the verdict's status, once; `note` is called by one thread, after each sample."""
 
@@ -30,20 +35,25 @@ class StatusLog:
         self._host, self._gpu, self._judge, self._log, self._clock = host, gpu, judge, log, clock
         self._ollama, self._drain = ollama, drain
         self._seen: object = None
+        self._judge_at = float("-inf")
         self._status: Optional[str] = None
 
     def note(self) -> None:
         """Look at the verdict, and log it when it is another one than before."""
         gpu = self._gpu.state if self._gpu is not None else None
         ollama = self._ollama.state if self._ollama is not None else None
-        seen = (self._host.state.health.success, gpu, ollama, self._drain())
-        if seen == self._seen:
-            now = self._clock()
+        answers = None
+        if ollama is not None:
+            reading = ollama.sample
+            answers = (ollama.health.success, reading and (reading.up, reading.failures))
+        seen = (self._host.state.health.success, gpu, answers, self._drain())
+        now = self._clock()
+        if seen == self._seen and now < self._judge_at:
             if (gpu is None or now <= gpu.overdue_at) and (
                 ollama is None or now <= ollama.overdue_at
             ):
-                return  # nothing that could change it: on a host without GPUs a third of a sample's cost
-        self._seen = seen
+                return  # nothing that breaks a host: to judge is a third of a sample's cost
+        self._seen, self._judge_at = seen, now + _JUDGE_SECONDS
         try:
             verdict = self._judge()
         except Exception as error:

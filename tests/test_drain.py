@@ -139,6 +139,45 @@ def test_one_that_is_moved_away_and_back_is_seen(file: DrainFile) -> None:
     assert file.look() == drain
 
 
+def old(folder: Path, wall: Wall) -> None:
+    """Stamp the folder as changed an hour ago."""
+    os.utime(folder, (wall.now - 3600, wall.now - 3600))
+
+
+def test_a_folder_that_has_not_changed_is_not_asked_for_the_file(
+    file: DrainFile, tmp_path: Path, wall: Wall, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A look in a steady state directory is one question; the file is seen as soon as it is there."""
+    old(tmp_path, wall)
+    assert file.look() is None
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "lstat", lambda path: pytest.fail("the file was asked for"))
+        assert file.look() is None
+    begin = DrainFile(str(tmp_path), wall)
+    begin.begin("x", None)
+    assert file.look() is not None
+    assert begin.end()
+    assert file.look() is None
+
+
+def test_a_drain_within_the_tick_of_the_last_change_is_seen(
+    file: DrainFile, tmp_path: Path, wall: Wall, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A folder that has just changed may change again without another time on it."""
+    os.utime(tmp_path, (wall.now, wall.now))
+    seen = os.stat(tmp_path)
+    monkeypatch.setattr(os, "stat", lambda path, **options: seen)
+    assert file.look() is None
+    (tmp_path / "drain").write_text("{}")
+    assert file.look() is not None
+
+
+def test_a_link_that_leads_nowhere_drains(file: DrainFile, tmp_path: Path) -> None:
+    """Something is there under that name, and it is no file."""
+    (tmp_path / "drain").symlink_to(tmp_path / "nothing")
+    assert file.look() is not None
+
+
 def test_no_file_but_something_else_drains(file: DrainFile) -> None:
     """A directory, a pipe (which nobody waits for) and a link to itself under its name drain the host, too."""
     assert file.path is not None

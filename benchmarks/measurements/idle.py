@@ -1,7 +1,8 @@
 """CPU time of servers that nobody asks: percent of a core, all at once over the same quiet windows.
 
 The agent samples once a second by default; so does the prometheus_client peer here, in a thread.
-Ollama is asked every 5 s, which is once in each window. One agent more is asked by its agent-check every
+The agent reads memory every 5 s while it stands still, asks Ollama every 5 s whether it answers, and
+looks at an Ollama that rests as a whole every 30 s: each window is as long. One agent more is asked by its agent-check every
 2 s, as HAProxy does: that is not idle, and no goal is judged by it.
 """
 
@@ -21,6 +22,7 @@ from benchmarks.server import HOST, Server, Servers
 TITLE = "Idle CPU"
 ASK_EVERY = 2.0  # seconds: HAProxy's default
 ASKED = "agent, agent-check asked every 2 s"
+WINDOW = 30.0  # seconds: the longest time between two things that the agent does
 SETTLE = 3.0  # seconds between the last request and the first window
 
 IDLE_CPU = Quantity("idle CPU", "% of a core", 4)
@@ -68,13 +70,11 @@ def measure(bench: Bench, figures: Figures) -> None:
 def watch(bench: Bench, figures: Figures, servers: Servers) -> None:
     """The windows, for all servers at once."""
     time.sleep(SETTLE)
-    for turn in range(bench.pace.idle_windows):
-        bench.progress(
-            f"window {turn + 1} of {bench.pace.idle_windows}, {bench.pace.idle_window:g} s"
-        )
+    for turn in range(bench.pace.rest_windows):
+        bench.progress(f"window {turn + 1} of {bench.pace.rest_windows}, {WINDOW:g} s")
         began = time.monotonic()
         before = {name: server.cpu_seconds() for name, server in servers.items()}
-        time.sleep(bench.pace.idle_window)
+        time.sleep(WINDOW)
         for name, server in servers.items():
             spent = server.cpu_seconds() - before[name]
             rate = spent / (time.monotonic() - began)
