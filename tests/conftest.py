@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import shutil
 import signal
@@ -61,7 +62,15 @@ def missing(component: str) -> None:
     """Skip the test for want of a component; fail it where all of them have to be there (CI)."""
     if os.environ.get("OLLAMA_METRICS_TEST_COMPONENTS") == "required":
         pytest.fail(f"{component} is not installed, and this run requires every component")
-    pytest.skip(f"{component} is not installed")
+    pytest.skip(f"{component} is not installed", allow_module_level=True)
+
+
+def library(name: str) -> Any:
+    """A module out of pyproject.toml's extra `components`; without it the tests of the file are skipped, as above."""
+    try:
+        return importlib.import_module(name)
+    except ImportError:
+        return missing(f"{name} (pip install '.[components]')")
 
 
 @pytest.fixture
