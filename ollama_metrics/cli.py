@@ -21,6 +21,7 @@ TOOLS = {
     "resume": "put this host back into its balancer's rotation",
     "rank": "show hosts as their balancer sees them, the next one to be chosen first",
     "doctor": "look for what is wrong on this host, and say what to do",
+    "warm": "have Ollama load a model before the first request waits for it",
 }
 EXAMPLES = """\
 examples:
@@ -204,6 +205,10 @@ def _tool(name: str) -> Any:
         from . import doctor_command
 
         return doctor_command
+    if name == "warm":
+        from . import warm_command
+
+        return warm_command
     from . import drain_command, resume_command
 
     return drain_command if name == "drain" else resume_command

@@ -84,6 +84,14 @@ class OllamaProcess:
         """
         self._control("/standin/models", list(entries))
 
+    def library(self, models: dict[str, dict[str, Any]]) -> None:
+        """Which models there are, by name, and what is so of each; ollama_standin.py tells what can be."""
+        self._control("/standin/library", models)
+
+    def token(self) -> None:
+        """Let each generation and each pull that waits go one step further."""
+        self._ask("POST", "/standin/token")
+
     def slots(self, busy: int, total: int) -> None:
         """What its llama-server says at /slots."""
         self._control("/standin/slots", {"busy": busy, "total": total})

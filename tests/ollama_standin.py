@@ -17,6 +17,19 @@ what nobody may reach through the front.
 What is loaded is set with POST /standin/models, a list of entries for /api/ps. An entry's key `weights` is not shown
 there: it is the digest, 64 hexadecimal digits, of the blob that POST /api/show names in the model's `modelfile`.
 
+POST /standin/library {NAME: {...}} says which models there are, by their whole names. Then another one is answered
+with 404, what is not in memory is loaded first, and it is kept for `keep_alive` or five minutes; a request for
+/api/generate or /api/chat that has no more than a model (and `keep_alive`) only loads it. Without a library every name
+will do, and there is neither /api/pull nor /api/embed. Of a model:
+
+    size       bytes (default: those of llama3.2)
+    here       whether it is on disk (default true); else /api/pull brings it
+    load       seconds until it is in memory (default 0)
+    pull       seconds that a pull takes (default 0); null: a piece of it for each POST /standin/token
+    pace       for the option that has this name
+    tokens     for the option `num_predict`
+    embedding  whether it only embeds (default false)
+
 POST /standin/fault {"path": "/api/ps", "kind": KIND, "times": N} breaks what is asked for at that path ("*": at every
 path but its own controls) N times, or until it is mended with the kind null:
 
@@ -42,13 +55,14 @@ import hashlib
 import ipaddress
 import json
 import os
+import re
 import socket
 import sys
 import time
 from collections import deque
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
-from datetime import datetime, timezone
+from datetime import datetime, timedelta, timezone
 from http import HTTPStatus
 from typing import Any, NamedTuple, Optional, Union
 from urllib.parse import parse_qsl
@@ -66,7 +80,10 @@ _COUNTS = (
     "connections",  # with at least one request of Ollama's API
     *("running", "finished", "disconnected", "tokens"),  # generations
     *("received_bytes", "blobs", "broken_uploads"),  # uploads
+    *("loads", "pulls"),  # of models, begun
 )
+_KEPT_SECONDS = 300.0  # OLLAMA_KEEP_ALIVE's default
+_PULL_PIECES = 20
 
 
 class Request(NamedTuple):
@@ -331,6 +348,11 @@ class OllamaStandIn:
         self._requests: deque[Request] = deque(maxlen=100)
         self._changed, self._token = Signal(), Signal()
         self._on_loopback = True
+        self._library: dict[str, dict[str, Any]] = {}
+        self._until: dict[
+            str, float
+        ] = {}  # when what was loaded on request is unloaded, monotonic seconds
+        self._loading: dict[str, asyncio.Task[None]] = {}
 
     async def listen(self, host: str, port: int) -> asyncio.base_events.Server:
         """Start to serve on an address."""
@@ -398,19 +420,34 @@ class OllamaStandIn:
         elif route == ("GET", "/api/version"):
             await connection.answer_json(200, version=VERSION)
         elif route == ("GET", "/api/ps"):
+            self._unload()
             await connection.answer_json(200, models=[_shown(entry) for entry in self._models])
         elif route == ("POST", "/api/show"):
             await self._show(connection, json.loads(body))
         elif route == ("GET", "/api/tags"):
-            await connection.answer_json(200, models=[_MODEL_ON_DISK])
+            here = [self._on_disk(name) for name, one in self._library.items() if _here(one)]
+            await connection.answer_json(200, models=here if self._library else [_MODEL_ON_DISK])
         elif route == ("GET", "/metrics"):
             await connection.answer(200, OWN_METRICS, _TEXT)
         elif route in (("POST", "/api/generate"), ("POST", "/api/chat")):
-            await self._generate(connection, json.loads(body), chat=path == "/api/chat")
+            asked = json.loads(body)
+            if await self._has(connection, asked.get("model"), path):
+                if asked.keys() <= {"model", "keep_alive", "stream"} and asked.get("model"):
+                    await self._load_only(connection, asked, chat=path == "/api/chat")
+                else:
+                    await self._generate(connection, asked, chat=path == "/api/chat")
+        elif route == ("POST", "/api/embed") and self._library:
+            await self._embed(connection, json.loads(body))
+        elif route == ("POST", "/api/pull") and self._library:
+            await self._pull(connection, json.loads(body))
         elif route == ("GET", "/standin"):
             await self._tell(connection, {name: int(value) for name, value in parse_qsl(query)})
         elif route == ("POST", "/standin/models"):
             self._models = json.loads(body)
+            self._until.clear()
+            await connection.answer_json(200)
+        elif route == ("POST", "/standin/library"):
+            self._library = json.loads(body)
             await connection.answer_json(200)
         elif route == ("POST", "/standin/slots"):
             asked = json.loads(body)
@@ -433,6 +470,126 @@ class OllamaStandIn:
                 return
         await connection.answer_json(404, error=f"model '{name}' not found")
 
+    # -- models ------------------------------------------------------------------------------------
+
+    def _on_disk(self, name: str) -> dict[str, Any]:
+        """An entry of /api/tags."""
+        size = self._library[name].get("size", _MODEL["size"])
+        digest = hashlib.sha256(name.encode()).hexdigest()
+        return {**_MODEL_ON_DISK, "name": name, "model": name, "size": size, "digest": digest}
+
+    async def _has(self, connection: Connection, model: Any, path: str) -> bool:
+        """Whether there is this model and it can do that; else it was answered why not."""
+        if not self._library or model is None:
+            return True
+        entry = self._library.get(whole_name(model), {"here": False})
+        if not _here(entry):
+            await connection.answer_json(404, error=f"model '{model}' not found")
+        elif entry.get("embedding") and path != "/api/embed":
+            what = path.rpartition("/")[2]
+            await connection.answer_json(400, error=f'"{model}" does not support {what}')
+        else:
+            return True
+        return False
+
+    async def _load(self, asked: dict[str, Any], left: Optional[asyncio.Future[None]]) -> bool:
+        """Have what is asked for in memory, and keep it; False when the client left meanwhile."""
+        if not asked.get("model") or not self._library:
+            return True
+        name = whole_name(asked["model"])
+        self._unload()
+        if name not in self._in_memory():
+            if name not in self._loading:
+                self._loading[name] = asyncio.ensure_future(self._bring(name))
+            waiting = {self._loading[name], *([left] if left is not None else [])}
+            await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+            if left is not None and left.done():
+                return False
+        self._keep(name, asked)
+        return True
+
+    async def _bring(self, name: str) -> None:
+        self._count(loads=1)
+        try:
+            await asyncio.sleep(self._library[name].get("load", 0))
+            size = self._library[name].get("size", _MODEL["size"])
+            entry = {**MODEL_IN_MEMORY, **self._on_disk(name), "size": size, "size_vram": size}
+            del entry["modified_at"]
+            self._models = [*self._models, entry]
+        finally:
+            del self._loading[name]
+
+    def _in_memory(self) -> list[str]:
+        return [entry["name"] for entry in self._models if isinstance(entry, dict)]
+
+    def _keep(self, name: str, asked: dict[str, Any]) -> None:
+        seconds = _go_seconds(asked.get("keep_alive", _KEPT_SECONDS))
+        self._until[name] = time.monotonic() + seconds if seconds >= 0 else float("inf")
+        for entry in self._models:
+            if isinstance(entry, dict) and entry["name"] == name and seconds >= 0:
+                end = datetime.now(timezone.utc) + timedelta(seconds=seconds)
+                entry["expires_at"] = end.strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+            elif isinstance(entry, dict) and entry["name"] == name:
+                entry["expires_at"] = MODEL_IN_MEMORY["expires_at"]
+
+    def _unload(self) -> None:
+        """Forget what nobody has asked for in its time."""
+        over = [name for name, until in self._until.items() if until <= time.monotonic()]
+        if over and not self._counts["running"]:
+            for name in over:
+                del self._until[name]
+            self._models = [
+                entry
+                for entry in self._models
+                if not (isinstance(entry, dict) and entry["name"] in over)
+            ]
+
+    async def _load_only(self, connection: Connection, asked: dict[str, Any], chat: bool) -> None:
+        name = whole_name(asked["model"])
+        if _go_seconds(asked.get("keep_alive", _KEPT_SECONDS)) == 0:
+            self._until[name], reason = time.monotonic(), "unload"
+            self._unload()
+        else:
+            await self._load(asked, None)
+            reason = "load"
+        done = _piece("", chat, asked["model"])
+        await connection.answer_json(200, **done, done=True, done_reason=reason)
+
+    async def _embed(self, connection: Connection, asked: dict[str, Any]) -> None:
+        if not await self._has(connection, asked.get("model"), "/api/embed"):
+            return
+        began = time.monotonic()
+        await self._load(asked, None)
+        took = _nanoseconds(total_duration=time.monotonic() - began)
+        model = asked.get("model", MODEL)
+        await connection.answer_json(200, model=model, embeddings=[[0.25, -0.5]], **took)
+
+    async def _pull(self, connection: Connection, asked: dict[str, Any]) -> None:
+        name = whole_name(str(asked.get("model") or asked.get("name")))
+        entry = self._library.get(name)
+        self._count(pulls=1)
+        connection.begin_stream()
+        await connection.write_line(status="pulling manifest")
+        if entry is None:
+            await connection.write_line(error="pull model manifest: file does not exist")
+            await connection.end_stream()
+            return
+        size, digest = entry.get("size", _MODEL["size"]), hashlib.sha256(name.encode()).hexdigest()
+        layer = {"status": f"pulling {digest[:12]}", "digest": f"sha256:{digest}", "total": size}
+        pieces = 0 if _here(entry) else _PULL_PIECES
+        for piece in range(pieces):
+            done = {"completed": size * piece // pieces} if piece else {}
+            gate, seconds = self._token.next, entry.get("pull", 0)
+            await connection.write_line(**layer, **done)
+            await (gate.wait() if seconds is None else asyncio.sleep(seconds / pieces))
+        await connection.write_line(**layer, completed=size)
+        entry["here"] = True
+        for status in ("verifying sha256 digest", "writing manifest", "success"):
+            await connection.write_line(status=status)
+        await connection.end_stream()
+
+    # -- generating --------------------------------------------------------------------------------
+
     async def _generate(self, connection: Connection, asked: dict[str, Any], chat: bool) -> None:
         self._count(running=1)
         left = asyncio.ensure_future(connection.wait_for_end())
@@ -451,10 +608,16 @@ class OllamaStandIn:
         self, connection: Connection, asked: dict[str, Any], chat: bool, left: asyncio.Future[None]
     ) -> bool:
         """Generate and send; False when the client left before the end."""
-        options = asked.get("options", {})
-        wanted, stream = options.get("num_predict", -1), asked.get("stream", True)
+        known = self._library.get(whole_name(str(asked.get("model"))), {})
+        options = {"num_predict": known.get("tokens", -1), "pace": known.get("pace", 0.02)}
+        options.update(asked.get("options", {}))
+        model, began = asked.get("model", MODEL), time.monotonic()
+        wanted, stream = options["num_predict"], asked.get("stream", True)
+        if not await self._load(asked, left):
+            return False
         if not await self._pause(options.get("load", 0), self._token.next, left):
             return False
+        loaded = time.monotonic()
         if stream:
             connection.begin_stream()
         done = 0
@@ -462,18 +625,30 @@ class OllamaStandIn:
             # Taken before the client can see this token, and ask for the next.
             gate = self._token.next
             if stream:
-                await connection.write_line(**_piece(f"{done} ", chat), done=False)
+                await connection.write_line(**_piece(f"{done} ", chat, model), done=False)
             done += 1
             self._count(tokens=1)
-            if not await self._pause(options.get("pace", 0.02), gate, left):
+            if not await self._pause(options["pace"], gate, left):
                 return False
-        last = {"done": True, "done_reason": "stop", "eval_count": done}
+        ended = time.monotonic()
+        last = {
+            "done": True,
+            "done_reason": "stop",
+            "eval_count": done,
+            "prompt_eval_count": 11,
+            **_nanoseconds(
+                total_duration=ended - began,
+                load_duration=loaded - began,
+                prompt_eval_duration=0.001,
+                eval_duration=ended - loaded,
+            ),
+        }
         if stream:
-            await connection.write_line(**_piece("", chat), **last)
+            await connection.write_line(**_piece("", chat, model), **last)
             await connection.end_stream()
         else:
             text = "".join(f"{index} " for index in range(done))
-            await connection.answer_json(200, **_piece(text, chat), **last)
+            await connection.answer_json(200, **_piece(text, chat, model), **last)
         return True
 
     @staticmethod
@@ -587,11 +762,36 @@ def go_duration(seconds: float) -> str:
     return f"{nanoseconds}ns" if nanoseconds else "0s"
 
 
-def _piece(text: str, chat: bool) -> dict[str, Any]:
+def whole_name(model: str) -> str:
+    """A model's name with its tag."""
+    return model if ":" in model else f"{model}:latest"
+
+
+def _here(entry: dict[str, Any]) -> bool:
+    """Whether a model of the library is on disk."""
+    return bool(entry.get("here", True))
+
+
+def _nanoseconds(**seconds: float) -> dict[str, int]:
+    """Durations as Ollama answers them: what is zero is left out."""
+    return {name: round(one * 1e9) for name, one in seconds.items() if round(one * 1e9)}
+
+
+def _go_seconds(duration: Union[str, float]) -> float:
+    """Seconds of a `keep_alive`: a number of them, or a duration as Go reads it, such as 1h30m."""
+    if not isinstance(duration, str):
+        return float(duration)
+    units = {"h": 3600.0, "m": 60.0, "s": 1.0, "ms": 1e-3, "us": 1e-6, "ns": 1e-9}
+    parts = re.findall(r"([0-9.]+)(h|ms|m|s|us|ns)", duration)
+    seconds = sum(float(number) * units[unit] for number, unit in parts)
+    return -seconds if duration.startswith("-") else seconds
+
+
+def _piece(text: str, chat: bool, model: str) -> dict[str, Any]:
     """The fields of a part of an answer that name the text."""
     now = datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
     said = {"message": {"role": "assistant", "content": text}} if chat else {"response": text}
-    return {"model": MODEL, "created_at": now, **said}
+    return {"model": model, "created_at": now, **said}
 
 
 def _allowed(host: str) -> bool:

@@ -12,6 +12,7 @@ import time
 from benchmarks.demo import control
 from benchmarks.demo.fleet import ENDING, DemoFailed, Ended, Fleet, end, missing, program, shown
 from benchmarks.demo.host import DISTANT, LARGE, Host
+from benchmarks.demo.shipped import ShippedFileChanged
 
 EXIT_FAILED = 1
 _MOST_HOSTS = 9
@@ -151,7 +152,7 @@ def main() -> int:
             fleet.run()
     except Ended:
         print("ended, and nothing is left")
-    except (DemoFailed, OSError) as error:
+    except (DemoFailed, ShippedFileChanged, OSError) as error:
         print(f"the demo cannot run: {error}", file=sys.stderr)
         return EXIT_FAILED
     return 0
