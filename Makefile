@@ -6,6 +6,7 @@ VENV   ?= .venv
 ARGS   ?=
 # Tests beside each other, for many of them wait; those of one file stay together. WORKERS=0: none.
 WORKERS ?= 3
+EXTRAS ?= dev
 # More for pip to install than pyproject.toml asks for; test-lowest pins the dependencies with it.
 PINS   ?=
 
@@ -81,7 +82,7 @@ $(RUNTIME): pyproject.toml $(if $(whole),,new-venv)
 $(DEV): pyproject.toml $(if $(whole),,new-venv)
 	$(mend_pip)
 	@echo 'installing ollama-metrics and its development tools into $(VENV)'
-	@$(PIP) install --editable '.[dev]' $(PINS)
+	@$(PIP) install --editable '.[$(EXTRAS)]' $(PINS)
 	$(compile)
 	@touch $(RUNTIME) $@
 
@@ -101,6 +102,17 @@ run: $(RUNTIME) ## serve this host's metrics; ARGS="--listen 127.0.0.1:9000" goe
 	    echo "    curl -s http://$$host:$$port/metrics" ;; \
 	esac
 	@exec $(PY) -m ollama_metrics serve $(ARGS)
+
+.PHONY: demo
+demo: $(DEV) ## a fleet on this machine, without a GPU, to look at and to break; ARGS="--hosts 5"
+	@exec $(PY) -m benchmarks.demo $(ARGS)
+
+URL   ?= http://127.0.0.1:11434
+USERS ?= 174
+
+.PHONY: load
+load: $(DEV) ## users on an Ollama or its front: URL=http://balancer:11434 USERS=174 ARGS="--duration 60"
+	@$(PY) -m benchmarks.load $(URL) --users $(USERS) $(ARGS)
 
 # --- checks ------------------------------------------------------------------------------------
 
@@ -136,10 +148,10 @@ lint: $(DEV) ## ruff, mypy --strict and shellcheck
 	@$(PY) -m ruff format --check .
 	@$(PY) -m mypy --strict ollama_metrics
 	@$(if $(also_typed),$(PY) -m mypy $(also_typed))
-	@$(VENV)/bin/shellcheck install.sh
+	@$(VENV)/bin/shellcheck install.sh deploy/compose/ollama-serve.sh
 
 # Not the package, but relied upon like it: the measurements and the stand-in for NVML.
-also_typed = $(wildcard benchmarks tests/standin)
+also_typed = $(wildcard benchmarks tests/standin deploy/grafana/generator)
 
 .PHONY: format
 format: $(DEV) ## put the code into shape
@@ -168,6 +180,11 @@ docs: $(DEV) ## write docs/METRICS.md and docs/CONFIGURATION.md anew from the co
 	    file=docs/$$(echo $$page | tr a-z A-Z).md; \
 	    $(PY) -m ollama_metrics.reference $$page > $$file.new && mv $$file.new $$file || exit 1; \
 	done
+
+.PHONY: dashboards
+dashboards: $(DEV) ## write the dashboards and what deploy/kubernetes has of them and of the rules anew
+	@$(PY) deploy/grafana/generator/generate.py
+	@$(PY) deploy/kubernetes/generate.py
 
 .PHONY: dist
 dist: $(DEV) ## build the sdist and the wheel into dist/

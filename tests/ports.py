@@ -20,7 +20,8 @@ def _unused() -> Iterator[int]:
     share = (end - _FIRST) // _MOST_WORKERS
     worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:]) % _MOST_WORKERS
     # Not the same ones in each run: of the last one some are still in TIME_WAIT.
-    start = os.getpid()
+    # Far apart for neighbouring process ids, which runs beside each other have.
+    start = os.getpid() * 53
     for number in range(share):
         port = _FIRST + worker * share + (start + number) % share
         with socket.socket() as probe:

@@ -13,23 +13,19 @@ import re
 import socket
 import subprocess
 import threading
-import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any, Callable, NamedTuple
-from urllib.error import HTTPError, URLError
-from urllib.parse import urlencode
-from urllib.request import urlopen
+from typing import Callable, NamedTuple
 
 import balancer
 import pytest
 from agent_process import AgentProcess, Response
-from ports import free_port
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as parse_text
+from prometheus_process import PrometheusProcess, scrape_job
 from standin import UNSUPPORTED, NvmlStandIn
 
 # As these releases send it, byte for byte.
@@ -297,62 +293,26 @@ BINARIES = [
 ]
 
 
-class Found(NamedTuple):
-    """One series of an answer to a query."""
-
-    labels: dict[str, str]
-    value: float
-
-
-class Prometheus:
+class Prometheus(PrometheusProcess):
     """A Prometheus that scrapes the agent each second, once in each format, and an exporter of duplicates."""
 
     def __init__(self, binary: str, folder: Path, agent_port: int, bad_port: int) -> None:
-        def job(name: str, port: int, **parameters: str) -> dict[str, Any]:
-            return {
-                "job_name": name,
-                "params": {key: [value] for key, value in parameters.items()},
-                "static_configs": [{"targets": [f"127.0.0.1:{port}"]}],
-            }
-
         configuration = {
             "global": {"scrape_interval": "1s", "scrape_timeout": "1s"},
             "scrape_configs": [
-                job(JOBS[0], agent_port),
-                job(JOBS[1], agent_port, format="prometheus"),
-                job("twice", bad_port),
+                scrape_job(JOBS[0], agent_port),
+                scrape_job(JOBS[1], agent_port, format="prometheus"),
+                scrape_job("twice", bad_port),
             ],
         }
-        (folder / "prometheus.yml").write_text(json.dumps(configuration))  # JSON is YAML
-        self._log_file, self._port = folder / "prometheus.log", free_port()
-        with self._log_file.open("wb") as log:
-            self._process = subprocess.Popen(
-                [
-                    binary,
-                    f"--config.file={folder / 'prometheus.yml'}",
-                    f"--storage.tsdb.path={folder / 'tsdb'}",
-                    f"--web.listen-address=127.0.0.1:{self._port}",
-                ],
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                cwd=folder,
-            )
-
-    def close(self) -> None:
-        """End it."""
-        self._process.terminate()
-        try:
-            self._process.wait(10)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
+        super().__init__(binary, folder, configuration)
 
     def complaints(self, about: tuple[str, ...] = JOBS) -> list[str]:
         """The lines of its log that tell of trouble, but not those about jobs not asked about."""
         others = [f"scrape_pool={job}" for job in (*JOBS, "twice") if job not in about]
         return [
             line
-            for line in self._log().splitlines()
+            for line in self.log().splitlines()
             if COMPLAINT.search(line) and not any(other in line for other in others)
         ]
 
@@ -363,21 +323,6 @@ class Prometheus:
             f' - on (job) count by (job) ({{__name__!~"up|scrape_.+",job="{job}"}})'
         )
         return found.value
-
-    def version(self) -> tuple[int, ...]:
-        """Its version, major and minor."""
-        return tuple(map(int, self.api("status/buildinfo")["version"].split(".")[:2]))
-
-    def api(self, path: str, **parameters: str) -> Any:
-        """The `data` of an answer of its HTTP API."""
-        address = f"http://127.0.0.1:{self._port}/api/v1/{path}?{urlencode(parameters)}"
-        with urlopen(address, timeout=10) as answer:
-            return json.load(answer)["data"]
-
-    def query(self, expression: str) -> list[Found]:
-        """The series that an expression gives now."""
-        result = self.api("query", query=expression)["result"]
-        return [Found(one["metric"], float(one["value"][1])) for one in result]
 
     def value(self, job: str, name: str, matcher: str = "") -> float:
         """The value of the one series of that name."""
@@ -403,22 +348,6 @@ class Prometheus:
         states = "on (job) sum by (job) (ollama_host_status) == 1"
         expression = f'ollama_host_status{{status="{status}"}} == 1 and {states}'
         self.wait_until(f"in state {status}", lambda: len(self.query(expression)) == len(JOBS))
-
-    def wait_until(self, what: str, true_now: Callable[[], bool], patience: float = 20.0) -> None:
-        """Ask until something is true."""
-        deadline = time.monotonic() + patience
-        while True:
-            assert self._process.poll() is None, self._log()
-            try:
-                if true_now():
-                    return
-            except (HTTPError, URLError, ConnectionError):
-                pass  # it has only begun to start
-            assert time.monotonic() < deadline, f"never {what}; log:\n{self._log()}"
-            threading.Event().wait(0.05)
-
-    def _log(self) -> str:
-        return self._log_file.read_text("utf-8", "replace")
 
 
 def _series(labels: dict[str, str]) -> Series:
