@@ -186,6 +186,11 @@ dashboards: $(DEV) ## write the dashboards and what deploy/kubernetes has of the
 	@$(PY) deploy/grafana/generator/generate.py
 	@$(PY) deploy/kubernetes/generate.py
 
+.PHONY: screenshots
+screenshots: $(DEV) ## take docs/images anew (gcc, chromium; two and a half minutes)
+	@$(PIP) install playwright pillow
+	@$(PY) tests/screenshots.py
+
 .PHONY: dist
 dist: $(DEV) ## build the sdist and the wheel into dist/
 	@$(PIP) install build

@@ -234,6 +234,7 @@ def _check(config: Config, environ: Mapping[str, str]) -> int:
         expectation,
         gpu_collector,
         heartbeat,
+        history,
         host,
         log_journal,
         log_tally,

@@ -8,10 +8,8 @@ clients ask.
 from __future__ import annotations
 
 import json
-import math
 import sys
 import time
-import urllib.parse
 
 from . import __version__
 from .agent import AgentBuild, AgentStats
@@ -19,9 +17,10 @@ from .agent_check import Headroom, line
 from .answer import Answer, Refused
 from .exposition_json import render_json
 from .exposition_text import CONTENT_TYPES, render_text
-from .index_page import index
+from .index_page import live_page, text_page
 from .negotiation import negotiate
 from .policy import ERROR
+from .queries import as_seconds, parameters
 from .snapshot import Snapshot
 from .verdict import FAILING, OUT_OF_ROTATION, judge
 from .weight import DEFAULT, PESSIMISTIC_BALANCE
@@ -46,7 +45,7 @@ JSON = "application/json; charset=utf-8"
 # Between two snapshots only ages change, and what is stuck comes to be seen as such: often enough.
 _STALE_SECONDS = 0.25
 
-_PATHS = ("/", "/metrics", "/health", "/health/ollama", "/-/ready", "/-/healthy")
+_PATHS = ("/", "/metrics", "/history", "/health", "/health/ollama", "/-/ready", "/-/healthy")
 
 
 class Endpoints:
@@ -75,8 +74,10 @@ class Endpoints:
         drains: Optional[DrainFile] = None,
         agent_check_window: float = 5.0,
         orca: bool = False,
+        devices: Optional[Sampler] = None,
     ) -> None:
         self._host, self._gpu, self._expectation = host, gpu, expectation
+        self._devices = devices
         self._ollama, self._ollama_expectation = ollama, ollama_expectation
         self._ollama_ignore, self._weighting, self._queue_aware = (
             ollama_ignore,
@@ -87,7 +88,7 @@ class Endpoints:
         self._agent_check_window, self._headroom = agent_check_window, Headroom()
         self._line: tuple[object, bytes] = (None, b"")
         self._interval, self._window, self._on_failure = interval, window, on_failure
-        self._log, self._clock = log, clock
+        self._log, self._clock, self._wall = log, clock, wall
         self._own_failure = ""
         self._started, self._started_timestamp = clock(), wall()
         self._build = AgentBuild(__version__, ".".join(map(str, sys.version_info[:3])))
@@ -128,6 +129,9 @@ class Endpoints:
             raise Refused(405, "only GET and HEAD are answered", (("Allow", "GET, HEAD"),))
         if path == "/metrics":
             return self._metrics_page(query, accept)
+        if path == "/history":
+            asked = parameters(query, "seconds").get("seconds", f"{LONGEST_SECONDS:g}")
+            return (path, as_seconds("seconds", asked, 1.0, LONGEST_SECONDS))
         if path == "/":
             return ("index", negotiate(accept) == "html")
         return (path,)
@@ -162,7 +166,9 @@ class Endpoints:
         if page[0] == "metrics":
             return self._metrics(page[1], page[2])
         if page[0] == "index":
-            return index(self.verdict(self._window), html=page[1])
+            return live_page() if page[1] else text_page(self.verdict(self._window))
+        if page[0] == "/history":
+            return self._history(page[1])
         if page[0] == "/health":
             verdict = self.verdict(self._window)
             return _json(
@@ -264,6 +270,7 @@ class Endpoints:
             self._ollama.state.as_of(now) if self._ollama is not None else None,
             self._ollama_expectation is not None and self._ollama_expectation.expected,
             self._drains.current if self._drains is not None else None,
+            self._devices.state.as_of(now) if self._devices is not None else None,
         )
 
     def _stats(self) -> AgentStats:
@@ -280,46 +287,18 @@ class Endpoints:
         )
 
     def _metrics_page(self, query: str, accept: Optional[str]) -> Page:
-        window, format = self._window, None
-        try:
-            # keep_blank_values: `window=` is a mistake to be told, not one to be passed over.
-            # urllib.parse is loaded by the first query (lean.py); most pollers send none.
-            pairs = (
-                urllib.parse.parse_qsl(query, keep_blank_values=True, max_num_fields=16)
-                if query
-                else []
-            )
-        except ValueError:
-            raise Refused(400, "the query cannot be read") from None
-        if len({name for name, _ in pairs if name in ("window", "format")}) < sum(
-            name in ("window", "format") for name, _ in pairs
-        ):
-            raise Refused(400, "window and format may each be given once")
-        for name, value in pairs:
-            if name == "window":
-                window = self._window_of(value)
-            elif name == "format":
-                if value not in ("json", *CONTENT_TYPES):
-                    raise Refused(400, "format: give json, prometheus or openmetrics")
-                format = value
+        asked = parameters(query, "window", "format")
+        window, format = self._window, asked.get("format")
+        if "window" in asked:
+            why = " (the sampling interval)"
+            window = as_seconds("window", asked["window"], self._interval, LONGEST_SECONDS, why)
+        if format not in (None, "json", *CONTENT_TYPES):
+            raise Refused(400, "format: give json, prometheus or openmetrics")
         format = format or negotiate(accept)
         if format == "html":
             return ("index", True)
         # Only JSON has averages: every window is one and the same page of the others.
         return ("metrics", format, window if format == "json" else self._window)
-
-    def _window_of(self, value: str) -> float:
-        try:
-            window = float(value) if len(value) <= 16 and "_" not in value else math.nan
-        except ValueError:
-            window = math.nan
-        if not self._interval <= window <= LONGEST_SECONDS:
-            raise Refused(
-                400,
-                f"window: give seconds from {self._interval:g} (the sampling interval) to {LONGEST_SECONDS:g}",
-            )
-        # Rounded up: every window is a page to be rendered, and there shall be few of them.
-        return float(math.ceil(window)) if window > 1 else math.ceil(window * 10) / 10
 
     def _metrics(self, format: str, window: float) -> Answer:
         body = self.document(format, window)
@@ -328,6 +307,13 @@ class Endpoints:
             return Answer(200, CONTENT_TYPES[format], body, headers)
         failed = self._on_failure == ERROR and self.verdict(window).status == FAILING
         return Answer(503 if failed else 200, JSON, body, headers)
+
+    def _history(self, seconds: float) -> Answer:
+        from .history import render_history
+
+        return Answer(
+            200, JSON, render_history(self._snapshot, seconds, self._clock(), self._wall())
+        )
 
     def _ollama_health(self) -> Answer:
         from .ollama_health import answers

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 
 from .agent import AgentBuild, AgentStats
+from .devices import Disk, NetworkInterface
 from .gpu import GpuReading, GpuSample, MigInstance
 from .host import HostSample
 from .metrics import Table
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
 _HOST, _GPU, _MIG = Table(HostSample), Table(GpuSample), Table(MigInstance)
 _DRIVER, _HEALTH = Table(GpuReading), Table(CollectorHealth)
+_INTERFACE, _DISK = Table(NetworkInterface), Table(Disk)
 _BUILD, _STATS = Table(AgentBuild), Table(AgentStats)
 
 
@@ -67,7 +69,10 @@ def to_document(
     gpus = reading.gpus if reading is not None else ()
     host_stats = stats(snapshot.host.ring, window).get("") if host is not None else None
     gpu_stats = stats(snapshot.gpu.ring, window) if snapshot.gpu is not None else {}
-    states = [snapshot.host] + ([snapshot.gpu] if snapshot.gpu is not None else [])
+    states = [
+        state for state in (snapshot.host, snapshot.devices, snapshot.gpu) if state is not None
+    ]
+    devices = snapshot.devices.sample if snapshot.devices is not None else None
     ollama, vram = to_ollama_documents(snapshot, window, now)
     return {
         **vars(balance),
@@ -97,6 +102,8 @@ def to_document(
         "weight_components": dict(verdict.components),
         "load": verdict.load_ratio,
         "drain": _drain(snapshot.drain),
+        "network": [_INTERFACE.to_json(one) for one in devices.interfaces] if devices else None,
+        "disks": [_DISK.to_json(one) for one in devices.disks] if devices else None,
     }
 
 

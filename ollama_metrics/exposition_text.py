@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 
 from .agent import AgentBuild, AgentStats
+from .devices import Disk, NetworkInterface
 from .gpu import GpuReading, GpuSample, MigInstance
 from .host import HostSample
 from .metrics import Histogram, Table
@@ -36,6 +37,8 @@ TABLES = tuple(
     for sample in (
         Verdict,
         HostSample,
+        NetworkInterface,
+        Disk,
         GpuSample,
         MigInstance,
         GpuReading,
@@ -57,14 +60,18 @@ def render_text(
     """All families, UTF-8; with `openmetrics` in that format and ended by `# EOF`."""
     reading: Any = snapshot.gpu.sample if snapshot.gpu is not None else None
     gpus = reading.gpus if reading is not None else ()
+    devices = snapshot.devices.sample if snapshot.devices is not None else None
     health = [
         snapshot.host.health,
+        *([snapshot.devices.health] if snapshot.devices is not None else []),
         *([snapshot.gpu.health] if snapshot.gpu is not None else []),
         *ollama_health(snapshot),
     ]
     samples: tuple[Sequence[Any], ...] = (
         (verdict,),
         (snapshot.host.sample,) if snapshot.host.sample is not None else (),
+        devices.interfaces if devices is not None else (),
+        devices.disks if devices is not None else (),
         gpus,
         [instance for gpu in gpus for instance in gpu.mig_instances],
         (reading,) if reading is not None and reading.driver_version else (),

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from .log_follower import Follower
     from .log_tally import LogTally
-    from .ollama import CgroupUsage, LogReading, Model, Runner
+    from .ollama import LogReading, Model, Runner
     from .ollama_expectation import OllamaExpectation
     from .ollama_processes import OllamaProcesses
     from .ollama_url import OllamaUrl
@@ -218,7 +218,7 @@ class OllamaCollector:
         return models
 
     def _unknown(self, models: tuple[Model, ...]) -> list[Model]:
-        """Those of the models on GPUs whose weights Ollama has not named yet; only this host's runners have use for them."""
+        """The models on GPUs whose weights Ollama has not named yet; of use only where its runners are seen."""
         if self._processes is None:
             return []
         return [

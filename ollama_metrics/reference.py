@@ -1,27 +1,21 @@
 """The pages that are written by the program: docs/METRICS.md and docs/CONFIGURATION.md.
 
 `python -m ollama_metrics.reference metrics` (or `configuration`) prints one. Not imported by the
-agent. The JSON example is rendered by the agent's own code from literal samples.
+agent.
 """
 
 from __future__ import annotations
 
 import sys
 
-from .agent import AgentBuild, AgentStats
 from .config import CONFIG_VARIABLE
-from .exposition_json import render_json
 from .exposition_text import TABLES
-from .gpu import GpuReading, GpuSample
-from .host import HostSample
 from .metrics import Table
-from .ollama import LogReading, Model, OllamaReading, Part
+from .ollama import LogReading, Model, OllamaReading
 from .placement import VideoMemory
-from .policy import PESSIMISTIC
+from .reference_example import example
+from .reference_history import history
 from .settings import SETTINGS
-from .snapshot import CollectorHealth, Snapshot, State
-from .verdict import judge
-from .window import Span
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -82,12 +76,14 @@ TOP_LEVEL = (
         "object",
         "`reason`, `since` and `until` (Unix seconds, null: until resumed) of a drained host; else null.",
     ),
+    ("network", "list", "What each network interface has moved; null when it cannot be read."),
+    ("disks", "list", "What each disk has moved; null when it cannot be read."),
 )
 
 
 def metrics() -> str:
     """docs/METRICS.md: every key of the JSON document and every Prometheus family."""
-    return "\n".join([*_introduction(), *_json(), *_prometheus()]) + "\n"
+    return "\n".join([*_introduction(), *_json(), *history(), *_prometheus()]) + "\n"
 
 
 def configuration() -> str:
@@ -146,108 +142,6 @@ def configuration() -> str:
     return "\n".join(lines) + "\n"
 
 
-def example() -> bytes:
-    """The document of a healthy host with one GPU, as the agent renders it."""
-    now = 100.0
-    host = HostSample(
-        cpu_ratio=0.2,
-        memory_used_ratio=0.3,
-        memory_total_bytes=256 << 30,
-        memory_available_bytes=179 << 30,
-        cpus=64.0,
-        cpu_busy_seconds_total=123456.0,
-        container_limited=False,
-    )
-    gpu = GpuSample(
-        index=0,
-        name="NVIDIA H100 80GB HBM3",
-        uuid="GPU-7d5c1a1e-0b8f-4c55-9d0e-3c1f6a2b9e10",
-        pci_bus_id="00000000:18:00.0",
-        utilization_ratio=0.8,
-        memory_used_bytes=57 << 30,
-        memory_total_bytes=80 << 30,
-        memory_used_ratio=0.7125,
-        memory_free_bytes=22 << 30,
-        memory_reserved_bytes=1 << 30,
-        temperature_celsius=61,
-        power_draw_watts=512.3,
-        power_limit_watts=700.0,
-        power_ratio=0.7319,
-        unified_memory=False,
-        throttle_reasons=("software_power_cap",),
-        mig_enabled=False,
-    )
-    reading = GpuReading(
-        gpus=(gpu,),
-        enumerated=1,
-        driver_version="580.65.06",
-        cuda_version="13.0",
-        nvml_version="13.580.65.06",
-    )
-    model = Model(
-        name="llama3.1:70b",
-        family="llama",
-        parameter_size="70.6B",
-        quantization="Q4_K_M",
-        size_bytes=57 << 30,
-        vram_bytes=57 << 30,
-        gpu_ratio=1.0,
-        context_length=8192,
-    )
-    ollama = OllamaReading(
-        url="http://127.0.0.1:11434",
-        up=True,
-        expected=True,
-        version="0.33.0",
-        rtt_seconds=0.0011,
-        active_requests=3,
-        slots=4,
-        slots_busy=3,
-        models_loaded=1,
-        models=(model,),
-        seen=True,
-        parts=(Part(CollectorHealth("ollama", True, 0.0011, 1.8e9, 0, 0), now - 2),),
-    )
-    snapshot = Snapshot(
-        _state("host", host, now),
-        _state("gpu", reading, now),
-        1,
-        "",
-        _state("ollama", ollama, now),
-        True,
-    )
-    verdict = judge(snapshot, 15.0, PESSIMISTIC, now)
-    build = AgentBuild("0.1.0", "3.9.25")
-    stats = AgentStats(
-        uptime_seconds=86400.0,
-        requests_total=2880,
-        requests_refused_total=0,
-        connections=1,
-        connections_evicted_total=0,
-    )
-    return render_json(snapshot, verdict, 15.0, build, stats, now, indent=2)
-
-
-def _state(name: str, sample: Any, now: float) -> State[Any]:
-    read_at, timestamp = now - 0.4, 1_800_000_000.0
-    return State(
-        health=CollectorHealth(
-            collector=name,
-            success=True,
-            duration_seconds=0.0004,
-            last_success_timestamp_seconds=timestamp,
-            consecutive_failures=0,
-            failures_total=0,
-        ),
-        overdue_at=now + 2.6,
-        sample=sample,
-        last_good=sample,
-        read_at=read_at,
-        read_timestamp=timestamp,
-        ring=(Span(read_at - 1, read_at, sample.levels()),),
-    )
-
-
 def _introduction() -> list[str]:
     return [
         "# Metrics",
@@ -282,6 +176,8 @@ def _json() -> list[str]:
         "ollama_gpu": "gpus[]",
         "ollama_gpu_mig": "gpus[].mig_instances[]",
         "ollama_host": "host",
+        "ollama_host_network": "network[]",
+        "ollama_host_disk": "disks[]",
         "ollama_cgroup": "ollama.cgroup",
     }
     titles.update({"ollama_agent_collector": "collectors.NAME", "ollama_gpu_driver": "driver"})
@@ -296,6 +192,14 @@ def _json() -> list[str]:
                 if m.json is not None
             ]
             lines += [f"| `{key}` | {meaning} |" for key, meaning in _BESIDES.get(title, ())]
+    lines += [
+        "",
+        "Which interfaces and disks: those with hardware behind them in sysfs. Loopback, bridges, bonds,",
+        "VLANs, tunnels, partitions, loop devices, RAID and logical volumes would count the same bytes",
+        "again. In a container's network namespace no interface has hardware: all but loopback count, and",
+        "they are the container's own (so an agent that shares Ollama's namespace tells Ollama's traffic).",
+        "They are read every 15 s. What Ollama itself reads from disks is in `ollama.cgroup`.",
+    ]
     lines += ["", "### Example", "", "```json", example().decode().rstrip(), "```"]
     return lines
 

@@ -74,6 +74,10 @@ class Sampling:
             # never had any.
             expectation.saw(before.gpus_seen)
         self._expectation = expectation
+        from .devices import SECONDS, DeviceCollector
+
+        self._devices = Sampler("devices", DeviceCollector(), SECONDS, log)
+        self._devices.start()
         self._gpu: Optional[Sampler] = None
         if config.expected_gpus != 0:
             from .gpu_collector import GpuCollector
@@ -118,6 +122,7 @@ class Sampling:
             queue_aware=config.queue_aware,
             drains=drains,
             agent_check_window=max(config.agent_check_window, config.interval),
+            devices=self._devices,
             orca=config.orca,
         )
         self._status = StatusLog(
@@ -196,6 +201,7 @@ class Sampling:
             self._log("error", "CPU and RAM cannot be read in time; this host is served as failing")
         if self._gpu is not None and not self._gpu.first.wait(self._patience):
             self._log("error", "the GPUs cannot be read in time; this host is served as failing")
+        self._devices.first.wait(self._patience)  # nothing depends on it, and it is there at once
         if self._ollama is not None:
             # What has not answered by then is waited for by the verdict.
             self._ollama.first.wait(self._patience)
@@ -203,6 +209,7 @@ class Sampling:
     def stop(self) -> None:
         """Let the threads end."""
         self._host.stop()
+        self._devices.stop()
         if self._gpu is not None:
             self._gpu.stop()
         if self._ollama is not None:

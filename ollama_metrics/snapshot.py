@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from typing import Generic, Optional, Protocol, TypeVar
 
+    from .devices import DeviceReading
     from .drain import Drain
     from .gpu import GpuReading
     from .host import HostSample
@@ -90,8 +91,9 @@ class Snapshot:
     """One moment of the host: what its collectors last said, and what should be there.
 
     `gpu` is None where GPUs are not looked at (`--expected-gpus 0`), `ollama` where Ollama is not
-    (`--ollama none`). `gpus_expected_by` tells a person where the expectation comes from and how to
-    change it. `drain` is the operator's word that no request is to come.
+    (`--ollama none`), `devices` where nobody looks at interfaces and disks. `gpus_expected_by` tells a
+    person where the expectation comes from and how to change it. `drain` is the operator's word that
+    no request is to come.
     """
 
     host: State[HostSample]
@@ -101,3 +103,4 @@ class Snapshot:
     ollama: Optional[State[OllamaReading]] = None
     ollama_expected: bool = False
     drain: Optional[Drain] = None
+    devices: Optional[State[DeviceReading]] = None

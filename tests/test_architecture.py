@@ -139,7 +139,7 @@ def test_values_are_made_in_one_way() -> None:
     ("library", "importers"),
     [
         ("pynvml", ["nvml"]),
-        ("psutil", ["host"]),
+        ("psutil", ["devices", "host"]),
         ("argparse", ["cli"]),
         # The daemon's one use of it, and the library's: its own threads, and locks against its users'.
         ("threading", ["monitor", "monitor_sources", "sampler", "single_flight"]),

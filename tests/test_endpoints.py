@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import base64
 import gc
+import hashlib
+import importlib.util
 import json
+import re
+import sys
 import tracemalloc
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from html.parser import HTMLParser
+from pathlib import Path
 from typing import Any, Optional, Union
 
 import pytest
@@ -15,6 +21,7 @@ from agent_process import AgentProcess
 from test_negotiation import FIREFOX, PROMETHEUS
 from test_server import Reply, Serving, get
 
+import ollama_metrics
 from ollama_metrics.answer import Refused
 from ollama_metrics.endpoints import Endpoints
 from ollama_metrics.errors import CollectorError
@@ -27,8 +34,9 @@ from ollama_metrics.ollama_expectation import OllamaExpectation
 from ollama_metrics.plans import Plans
 from ollama_metrics.sampler import Sampler
 
-PATHS = ("/", "/metrics", "/health", "/health/ollama", "/-/ready", "/-/healthy")
+PATHS = ("/", "/metrics", "/history", "/health", "/health/ollama", "/-/ready", "/-/healthy")
 JSON = "application/json; charset=utf-8"
+LIVE_PAGE = Path(ollama_metrics.__file__).with_name("live_page.html")
 NASTY = '<script>alert("x")</script> & more'
 
 
@@ -327,34 +335,203 @@ def test_the_index_as_text(serve: Callable[[Host], Ask]) -> None:
         assert what in text
 
 
-def test_the_index_as_a_page(serve: Callable[[Host], Ask]) -> None:
-    """/ is a page for a browser; nothing is loaded from elsewhere and every link of it leads somewhere else."""
-    ask = serve(Host().cycle())
-    reply = ask("/", f"Accept: {FIREFOX}")
-    assert (reply.status, reply.headers["Content-Type"]) == (200, "text/html; charset=utf-8")
-    assert reply.headers["Content-Security-Policy"].startswith("default-src 'none'; ")
-    page = Links(reply.body)
-    assert "This host is ok, weight 75." in page.text
-    assert len(page.links) == len(ENDPOINTS)
-    assert not page.tags & {"script", "img", "link", "iframe"}
-    for link in page.links:
-        there = ask(link, f"Accept: {FIREFOX}")
-        # This one leaves Ollama alone, and so cannot say that it answers.
-        status = 503 if link == "/health/ollama" else 200
-        assert (there.status, there.headers["Content-Type"]) == (status, JSON)
-
-
-def test_reasons_are_escaped_in_the_page_alone(serve: Callable[[Host], Ask]) -> None:
-    """What a driver says cannot become markup; as text it is as it was said."""
+def test_curl_gets_text(serve: Callable[[Host], Ask]) -> None:
+    """Who does not name HTML gets text, also of a failing host, with what a driver says as it was said."""
     host = Host()
     host.collector.outcome = CollectorError(NASTY)
     ask = serve(host.cycle())
-    page = ask("/", "Accept: text/html")
-    assert b"<script" not in page.body
-    assert NASTY in Links(page.body).text
-    assert "script" not in Links(page.body).tags
-    assert NASTY in ask("/").body.decode()
-    assert NASTY in json.loads(ask("/health").body)["reasons"][0]
+    for fields in ((), ("Accept: */*",), ("Accept: application/json",)):
+        reply = ask("/", *fields)
+        assert reply.headers["Content-Type"] == "text/plain; charset=utf-8"
+        assert "This host is failing, weight 500.\n" in reply.body.decode()
+        assert NASTY in reply.body.decode()
+
+
+def test_a_browser_gets_the_live_page(serve: Callable[[Host], Ask]) -> None:
+    """It is the file of the package, the same for every host, below 40 kB, and nothing in it is from elsewhere."""
+    reply, other = (serve(host)("/", f"Accept: {FIREFOX}") for host in (Host().cycle(), Host()))
+    assert (reply.status, reply.headers["Content-Type"]) == (200, "text/html; charset=utf-8")
+    assert reply.body == other.body == LIVE_PAGE.read_bytes()
+    assert len(reply.body) < 40_000
+    assert not Links(reply.body).tags & {
+        "img",
+        "iframe",
+        "object",
+        "embed",
+        "base",
+        "form",
+        "meter",
+    }
+    addresses = set(re.findall(rb"https?://[\w./-]+", reply.body))
+    assert addresses <= {b"http://www.w3.org/2000/svg", b"http://THIS-HOST"}
+    assert b"innerHTML" not in reply.body
+    assert re.search(rb"<noscript>.*curl.*</noscript>", reply.body, re.DOTALL)
+
+
+def test_every_link_of_the_page_leads_somewhere(serve: Callable[[Host], Ask]) -> None:
+    """Relative ones, so that they hold below a proxy's prefix; a browser is not led back to the page by them."""
+    ask = serve(Host().cycle())
+    links = [link for link in Links(ask("/", f"Accept: {FIREFOX}").body).links if link != "data:,"]
+    assert len(links) >= 5
+    for link in links:
+        assert not link.startswith("/")
+        there = ask(f"/{link}", f"Accept: {FIREFOX}")
+        # This one leaves Ollama alone, and so cannot say that it answers.
+        assert there.status == (503 if link == "health/ollama" else 200)
+        assert not there.headers["Content-Type"].startswith("text/html")
+
+
+def test_nothing_but_the_pages_own_script_runs(serve: Callable[[Host], Ask]) -> None:
+    """The policy allows by their hashes one script and one style, and requests to the agent; nothing else."""
+    reply = serve(Host().cycle())("/", "Accept: text/html")
+    policy = dict(
+        one.strip().split(" ", 1) for one in reply.headers["Content-Security-Policy"].split(";")
+    )
+    for element, directive in ((b"script", "script-src"), (b"style", "style-src")):
+        (inline,) = re.findall(rb"<%s>(.*?)</%s>" % (element, element), reply.body, re.DOTALL)
+        digest = base64.b64encode(hashlib.sha256(inline).digest()).decode()
+        assert policy.pop(directive) == f"'sha256-{digest}'"
+    assert policy == {
+        "default-src": "'none'",
+        "img-src": "data:",  # its icon, which shows the status
+        "connect-src": "'self'",
+        "base-uri": "'none'",
+        "form-action": "'none'",
+        "frame-ancestors": "'none'",
+    }
+    assert not re.search(rb"\s(on\w+|style)=", reply.body)  # which no hash allows
+    assert reply.headers["Referrer-Policy"] == "no-referrer"
+    assert reply.headers["X-Content-Type-Options"] == "nosniff"
+
+
+@pytest.mark.parametrize("modules", [("_sha2", "_sha256"), ()], ids=["hashlib", "own"])
+def test_every_python_can_make_the_policy(
+    serve: Callable[[Host], Ask], monkeypatch: pytest.MonkeyPatch, modules: tuple[str, ...]
+) -> None:
+    """With a SHA-256 of its own or, as some distributions have it, with OpenSSL's alone."""
+    for module in modules:
+        monkeypatch.setitem(sys.modules, module, None)
+    style = LIVE_PAGE.read_bytes().partition(b"<style>")[2].partition(b"</style>")[0]
+    digest = base64.b64encode(hashlib.sha256(style).digest()).decode()
+    policy = serve(Host().cycle())("/", "Accept: text/html").headers["Content-Security-Policy"]
+    assert f"style-src 'sha256-{digest}'; " in policy
+
+
+def test_the_page_is_installed_with_the_package() -> None:
+    """Whatever in the package is no module is named in pyproject.toml, else an installed agent would lack it."""
+    project = (Path(__file__).parents[1] / "pyproject.toml").read_text()
+    named = re.search(r"^ollama_metrics = \[(.*?)\]", project, re.MULTILINE | re.DOTALL)
+    assert named is not None
+    files = {path.name for path in LIVE_PAGE.parent.iterdir() if path.is_file()}
+    assert {name for name in files if not name.endswith(".py")} == set(
+        re.findall(r'"(.+?)"', named[1])
+    )
+
+
+def test_a_package_that_has_lost_the_page(
+    serve: Callable[[Host], Ask], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A browser is told that the agent fails, and the log says why; all else is as ever."""
+    host = Host().cycle()
+    ask = serve(host)
+    monkeypatch.setattr("ollama_metrics.index_page.LIVE_PAGE", "/nowhere/live_page.html")
+    assert ask("/", "Accept: text/html").status == 500
+    assert "/nowhere/live_page.html" in host.logged[-1]
+    assert [ask(path).status for path in ("/", "/metrics", "/health")] == [200, 200, 200]
+
+
+# -- the history ---------------------------------------------------------------------------------------------------
+
+
+def test_the_history_of_two_minutes(serve: Callable[[Host], Ask]) -> None:
+    """Without a query it is all that is kept, as of now; Ollama and GPUs that are not looked at are null."""
+    host = Host()
+    for cpu in (0.1, 0.2, 0.3):
+        host.collector.outcome = host_sample(cpu)
+        host.cycle()
+    reply = serve(host)("/history")
+    assert (reply.status, reply.headers["Content-Type"]) == (200, JSON)
+    assert json.loads(reply.body) == {
+        "timestamp": host.now,
+        "seconds": 120.0,
+        "host": {
+            "ago_seconds": [2.0, 1.0, 0.0],
+            "cpu_percent": [10.0, 20.0, 30.0],
+            "ram_percent": [50.0, 50.0, 50.0],
+        },
+        "gpu": None,
+        "ollama": None,
+    }
+
+
+@pytest.mark.parametrize(
+    ("query", "seconds"),
+    [
+        ("seconds=1", 1.0),
+        ("seconds=120", 120.0),
+        ("seconds=2.1", 3.0),
+        ("unknown=1&seconds=60&other", 60.0),
+        ("window=x", 120.0),
+        ("", 120.0),
+    ],
+)
+def test_a_shorter_history(serve: Callable[[Host], Ask], query: str, seconds: float) -> None:
+    """From one second to two minutes, in whole seconds; unknown parameters are passed over."""
+    assert json.loads(serve(Host().cycle())(f"/history?{query}").body)["seconds"] == seconds
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        *(f"seconds={value}" for value in ("0", "0.9", "121", "-1", "nan", "inf", "x", "", "1_0")),
+        "seconds",
+        "seconds=10&seconds=10",
+        "seconds=" + "9" * 10_000,
+        "&".join(f"x{number}=1" for number in range(17)),
+    ],
+)
+def test_a_history_that_makes_no_sense_is_400(serve: Callable[[Host], Ask], query: str) -> None:
+    """A value that cannot be used is refused, and not passed over."""
+    assert serve(Host().cycle())(f"/history?{query}").status == 400
+
+
+def test_the_refusal_of_a_history_says_what_is_accepted(serve: Callable[[Host], Ask]) -> None:
+    """A sentence each for a value that cannot be, and for one that is given twice."""
+    ask = serve(Host().cycle())
+    errors = [
+        json.loads(ask(f"/history?{q}").body)["error"] for q in ("seconds=0", "seconds=1&" * 2)
+    ]
+    assert errors == ["seconds: give seconds from 1 to 120", "seconds may be given once"]
+
+
+def test_the_history_is_rendered_once_for_a_snapshot(
+    serve: Callable[[Host], Ask], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many clients ask, and in whatever spelling; anew when there is another reading."""
+    rendered: list[float] = []
+
+    def render(snapshot: Any, seconds: float, now: float, timestamp: float) -> bytes:
+        rendered.append(seconds)
+        return b"{}"
+
+    monkeypatch.setattr("ollama_metrics.history.render_history", render)
+    host = Host().cycle()
+    ask = serve(host)
+    for query in ("?seconds=30", "?seconds=29.5", "?x=1&seconds=30", "?seconds=30"):
+        ask(f"/history{query}", "X-Client: other")
+    assert rendered == [30.0]
+    host.cycle()
+    ask("/history?seconds=30")
+    assert rendered == [30.0, 30.0]
+
+
+def test_all_histories_together_are_bounded() -> None:
+    """Of 120 lengths each is one page, whatever the spelling."""
+    page = Host().endpoints.page
+    pages = {
+        page("GET", f"/history?seconds={1 + number / 100:.2f}", None) for number in range(11_900)
+    }
+    assert len(pages) == 120
 
 
 @pytest.mark.parametrize("fields", [[], ["Accept: text/html"]])
@@ -683,6 +860,17 @@ def test_the_running_agent(start_agent: Callable[..., AgentProcess]) -> None:
     assert agent.get("/x").json["status"] == 404
     document = agent.wait_until(lambda d: d["agent"]["requests_total"] >= 17)
     assert document["agent"]["requests_refused_total"] == 3
+
+
+@pytest.mark.skipif(
+    not any(map(importlib.util.find_spec, ("_sha2", "_sha256"))),
+    reason="SHA-256 is OpenSSL's alone",
+)
+def test_a_look_at_the_page_costs_no_megabytes(start_agent: Callable[..., AgentProcess]) -> None:
+    """The daemon has not loaded OpenSSL's library for it, which would stay in its memory."""
+    agent = start_agent("--expected-gpus", "0", "--interval", "0.2")
+    assert "sha256-" in agent.get("/", Accept=FIREFOX).headers["Content-Security-Policy"]
+    assert "libcrypto" not in Path(f"/proc/{agent.pid}/maps").read_text()
 
 
 # -- HAProxy and ORCA ------------------------------------------------------------------------------------------------

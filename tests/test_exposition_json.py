@@ -86,7 +86,7 @@ def test_what_was_added_comes_after_the_contract() -> None:
     assert list(strict(rendered()))[len(CONTRACT) :] == [
         *("weight", "status", "reasons", "window_seconds", "age_seconds", "instant"),
         *("gpu_expected", "collectors", "agent", "window", "host", "driver"),
-        *("ollama", "vram", "weight_components", "load", "drain"),
+        *("ollama", "vram", "weight_components", "load", "drain", "network", "disks"),
     ]
 
 

@@ -13,6 +13,7 @@ import pytest
 
 import ollama_metrics
 from ollama_metrics.agent import AgentBuild, AgentStats
+from ollama_metrics.devices import Disk, NetworkInterface
 from ollama_metrics.exposition_text import TABLES
 from ollama_metrics.gpu import GpuReading, GpuSample, MigInstance
 from ollama_metrics.host import HostSample
@@ -42,6 +43,8 @@ from ollama_metrics.verdict import Verdict
 SAMPLES = (
     Verdict,
     HostSample,
+    NetworkInterface,
+    Disk,
     GpuSample,
     MigInstance,
     GpuReading,
@@ -194,11 +197,11 @@ def test_what_prometheus_gets_is_a_number(table: Table, metric: Metric) -> None:
 
 
 def test_labels_are_attributes_and_few() -> None:
-    """A series is told apart by the GPU's index and UUID, or the collector's name, and by nothing else."""
+    """A series is told apart by what there are few of on a host, and by nothing else."""
     for sample in SAMPLES:
         table = Table(sample)
         assert {name for name, _ in table.labels} <= {
-            *("gpu", "uuid", "collector", "model"),
+            *("gpu", "uuid", "collector", "model", "interface", "device"),
             *("method", "endpoint", "status", "error_type"),
         }
         for _, attribute in table.labels:

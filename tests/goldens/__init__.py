@@ -10,6 +10,7 @@ import os
 from pathlib import Path
 
 from ollama_metrics.agent import AgentBuild, AgentStats
+from ollama_metrics.devices import DeviceReading, Disk, NetworkInterface
 from ollama_metrics.gpu import GpuReading, GpuSample, LostGpu, MigInstance
 from ollama_metrics.host import HostSample
 from ollama_metrics.metrics import Histogram
@@ -185,6 +186,10 @@ OLLAMA = OllamaReading(
 )
 
 # Two GPUs of three answer, and one of these hardly says a thing.
+DEVICES = DeviceReading(
+    (NetworkInterface("eno1", 123456789012, 98765432109, 1, 2, 3, 4),),
+    (Disk("nvme0n1", 5 << 40, 7 << 30), Disk("sda", 1 << 30, 0, 31)),
+)
 FULL = Snapshot(
     host=State(
         health=CollectorHealth(
@@ -236,6 +241,21 @@ FULL = Snapshot(
         read_timestamp=1_800_003_599.0,
     ),
     ollama_expected=True,
+    devices=State(
+        health=CollectorHealth(
+            collector="devices",
+            success=True,
+            duration_seconds=0.0004,
+            last_success_timestamp_seconds=1_800_003_590.0,
+            consecutive_failures=0,
+            failures_total=0,
+        ),
+        overdue_at=5035.0,
+        sample=DEVICES,
+        last_good=DEVICES,
+        read_at=4990.0,
+        read_timestamp=1_800_003_590.0,
+    ),
 )
 VERDICT_FULL = Verdict(
     status="degraded",
