@@ -118,7 +118,11 @@ load: $(DEV) ## users on an Ollama or its front: URL=http://balancer:11434 USERS
 
 .PHONY: test
 test: $(DEV) ## run the tests; those whose components are not here are skipped; ARGS="-k host"
-	@$(PY) -m pytest -m "not booted" -n $(WORKERS) --dist loadfile $(ARGS)
+	@$(PY) -m pytest -m "not booted and not deploy" -n $(WORKERS) --dist loadfile $(ARGS)
+
+.PHONY: test-deploy
+test-deploy: $(DEV) ## test the live page, the demo, the load tester and deploy/ with real programs
+	@$(PY) -m pytest -m deploy -n $(WORKERS) --dist loadfile $(ARGS)
 
 .PHONY: test-booted
 test-booted: $(DEV) ## install this checkout under a real systemd and test the service (root)

@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 
 # The cgroup's figures are for graphs, and cost a file each.
 _CGROUP_SECONDS = 15.0
-# An Ollama that rests is looked at as a whole this often; each check asks whether it answers.
-_REST_SECONDS = 30.0
+# An Ollama that rests is looked at as a whole by every sixth check; each asks whether it answers.
+_REST_CHECKS = 6
 # What a part has read is shown for as long after its last good reading.
 _KEEP_SECONDS = 120.0
 # While an expected Ollama does not answer it is asked again this soon.
@@ -179,7 +179,7 @@ class OllamaCollector:
         if processes is None or processes.stirred() or self._values.get("ollama_connections") != 0:
             return False
         return (
-            self._clock() - self._looked_at < _REST_SECONDS
+            self._clock() - self._looked_at < _REST_CHECKS * self._interval
             and all(part.health.success for part in self._parts.values())
             and not self._unknown(self._values.get("ollama_models") or ())
         )

@@ -29,6 +29,7 @@ from standin import NvmlStandIn
 from ollama_metrics.exposition_text import TABLES
 from ollama_metrics.log_tally import ERROR_TYPES
 
+pytestmark = pytest.mark.deploy
 REPOSITORY = Path(__file__).parent.parent
 SHIPPED = REPOSITORY / "deploy" / "prometheus"
 UNIT_TESTS = sorted(path.name for path in (SHIPPED / "tests").glob("*.yml"))

@@ -22,6 +22,8 @@ from conftest import library, missing
 from ollama_metrics import __version__
 from ollama_metrics.fleet import AGENT_PORT
 
+pytestmark = pytest.mark.deploy
+
 jsonschema, _ = library("jsonschema"), library("check_jsonschema")
 
 SHIPPED = Path(__file__).parents[1] / "deploy" / "compose"

@@ -25,6 +25,7 @@ from ports import free_port
 
 from ollama_metrics.fleet import AGENT_PORT
 
+pytestmark = pytest.mark.deploy
 REPOSITORY = Path(__file__).parents[1]
 CONTAINERFILE = REPOSITORY / "Containerfile"
 PREFIX = "/opt/ollama-metrics"

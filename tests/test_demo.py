@@ -24,6 +24,7 @@ from benchmarks.demo import shipped
 from benchmarks.demo.gpus import Gpus
 from benchmarks.demo.shipped import Place, ShippedFileChanged
 
+pytestmark = pytest.mark.deploy
 REPOSITORY = Path(__file__).parents[1]
 COMMAND = [sys.executable, "-m", "benchmarks.demo"]
 PATIENCE = 40.0

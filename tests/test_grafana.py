@@ -30,6 +30,7 @@ from standin import NvmlStandIn
 from ollama_metrics.drain import DrainFile
 from ollama_metrics.exposition_text import TABLES
 
+pytestmark = pytest.mark.deploy
 SHIPPED = Path(__file__).parents[1] / "deploy" / "grafana"
 GENERATOR = SHIPPED / "generator" / "generate.py"
 PROMETHEUS_CONFIG = SHIPPED.parent / "prometheus" / "prometheus.yml"

@@ -26,6 +26,8 @@ from prometheus_process import Found, PrometheusProcess, scrape_job
 from ollama_metrics import __version__
 from ollama_metrics.drain import DrainFile
 
+pytestmark = pytest.mark.deploy
+
 jsonschema, kubernetes_validate = library("jsonschema"), library("kubernetes_validate")
 
 REPOSITORY = Path(__file__).parents[1]

@@ -22,7 +22,7 @@ from ports import free_port
 from standin import NvmlStandIn
 from test_endpoints import Host
 
-pytestmark = pytest.mark.component
+pytestmark = [pytest.mark.component, pytest.mark.deploy]
 
 GIB = 1 << 30
 MARKUP = '<img src=x onerror="window.hacked=1"><script>window.hacked=1</script>'

@@ -22,6 +22,7 @@ from benchmarks.load.plan import Plan
 from benchmarks.load.report import failure_percent, spread, table
 from benchmarks.load.users import Tally
 
+pytestmark = pytest.mark.deploy
 REPOSITORY = Path(__file__).parents[1]
 COMMAND = [sys.executable, "-m", "benchmarks.load"]
 PATIENCE = 50

@@ -507,7 +507,7 @@ def targets(house: House) -> list[str]:
 
 
 def test_an_ollama_that_rests_is_only_asked_whether_it_answers(house: House) -> None:
-    """Without a connection to it and without a socket that came or went, the last look holds for half a minute."""
+    """Without a connection to it and without a socket that came or went, the last look holds for six checks."""
     house.ollama.models([model("a:1b", size_vram=0)])
     house.processes.outcomes["connections"] = 0
     collector = house.collector()
