@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 
     from .window import Levels
 
-# Prometheus asks every 15 s as a rule.
-SECONDS = 15.0
+# Prometheus asks every 15 s as a rule, and looks at rates over a minute and more.
+SECONDS = 30.0
 # Of each kind: a host with more has virtual ones that look like hardware, and labels are to be few.
 _MOST = 64
 

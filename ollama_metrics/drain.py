@@ -56,7 +56,7 @@ class DrainFile:
 
     def __init__(self, state_dir: Optional[str], wall: Callable[[], float] = time.time) -> None:
         self.path = os.path.join(state_dir, NAME) if state_dir is not None else None
-        self._wall = wall
+        self._state_dir, self._wall = state_dir or "", wall
         self._mark: object = None
         self._folder: object = None  # the folder's mark when the file was not there
         self._said: Optional[Drain] = None
@@ -73,7 +73,7 @@ class DrainFile:
         """Look whether the file has changed, and read it then; returns the drain that holds now."""
         if self.path is not None:
             try:
-                if self._mark is not None or not self._is_as_without(os.path.dirname(self.path)):
+                if self._mark is not None or not self._is_as_without():
                     self._said = self._changed(self.path)
             except (FileNotFoundError, NotADirectoryError):
                 self._mark = self._said = None
@@ -83,12 +83,12 @@ class DrainFile:
                 self._said = Drain(f"{self.path} cannot be read ({error.strerror})", None, None)
         return self.current
 
-    def _is_as_without(self, folder: str) -> bool:
+    def _is_as_without(self) -> bool:
         """Whether the folder is as it was when the file was not there.
 
         To ask for a file that is not there costs three times as much, each second. Raises OSError.
         """
-        seen = os.stat(folder)
+        seen = os.stat(self._state_dir)
         mark = (seen.st_dev, seen.st_ino, seen.st_mtime_ns, seen.st_ctime_ns)
         is_as_before = mark == self._folder
         # Two changes within a tick of the kernel's clock leave one and the same time.

@@ -198,7 +198,7 @@ def _json() -> list[str]:
         "VLANs, tunnels, partitions, loop devices, RAID and logical volumes would count the same bytes",
         "again. In a container's network namespace no interface has hardware: all but loopback count, and",
         "they are the container's own (so an agent that shares Ollama's namespace tells Ollama's traffic).",
-        "They are read every 15 s. What Ollama itself reads from disks is in `ollama.cgroup`.",
+        "They are read every 30 s. What Ollama itself reads from disks is in `ollama.cgroup`.",
     ]
     lines += ["", "### Example", "", "```json", example().decode().rstrip(), "```"]
     return lines

@@ -168,4 +168,5 @@ class Sampler:
 
     def _publish(self, state: State[Any]) -> None:
         self.state = state
-        self.first.set()
+        if not self.first.is_set():  # to set it costs as much as all of the rest of this
+            self.first.set()

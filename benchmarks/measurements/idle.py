@@ -17,6 +17,7 @@ import time
 from collections.abc import Iterator
 
 from benchmarks.bench import Bench
+from benchmarks.browser import page_open
 from benchmarks.figures import Figures, Quantity
 from benchmarks.server import HOST, Server, Servers
 
@@ -33,6 +34,7 @@ PEERS = (
     "agent",
     "agent, Ollama",
     "agent, agent-check",
+    "agent, page",
     "prometheus_client, sampling",
     "nginx",
     "node_exporter",
@@ -64,7 +66,7 @@ def asking(server: Server) -> Iterator[None]:
 def measure(bench: Bench, figures: Figures) -> None:
     with bench.serving(*PEERS) as servers, bench.starting("agent, agent-check") as asked:
         asked.first_answer()
-        with asking(asked):
+        with asking(asked), page_open(servers["agent, page"]):
             watch(bench, figures, {**servers, ASKED: asked})
 
 

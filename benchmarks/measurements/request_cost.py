@@ -10,6 +10,7 @@ saturated server. wrk takes a close that the answer did not announce for an erro
 from __future__ import annotations
 
 from benchmarks.bench import Bench
+from benchmarks.browser import page_open
 from benchmarks.figures import Figures, Quantity
 from benchmarks.http_load import CONNECTIONS, loaded
 
@@ -39,6 +40,7 @@ PEERS = (
     "agent",
     "agent, Ollama",
     "agent, agent-check",
+    "agent, page",
     "nginx",
     "nginx, tuned",
     "prometheus_client",
@@ -48,7 +50,7 @@ PEERS = (
 
 
 def measure(bench: Bench, figures: Figures) -> None:
-    with bench.serving(*PEERS) as servers:
+    with bench.serving(*PEERS) as servers, page_open(servers["agent, page"]):
         keep_alive = {name: server.keeps_alive() for name, server in servers.items()}
         figures.note(
             f"{name} closes the connection after each answer, so it has no keep-alive figures."

@@ -11,6 +11,7 @@ from __future__ import annotations
 import time
 
 from benchmarks.bench import Bench
+from benchmarks.browser import page_open
 from benchmarks.figures import Figures, Quantity
 from benchmarks.http_load import scrape
 
@@ -30,6 +31,7 @@ PEERS = (
     "agent",
     "agent, Ollama",
     "agent, agent-check",
+    "agent, page",
     "nginx",
     "prometheus_client",
     "node_exporter",
@@ -38,7 +40,7 @@ PEERS = (
 
 
 def measure(bench: Bench, figures: Figures) -> None:
-    with bench.serving(*PEERS) as servers:
+    with bench.serving(*PEERS) as servers, page_open(servers["agent, page"]):
         time.sleep(SETTLE)
         for name, server in servers.items():
             bench.progress(f"{bench.pace.scrapes:,} scrapes of {name}")

@@ -154,6 +154,13 @@ CATALOGUE: dict[str, Peer] = {
             picks_its_port=True,
         ),
         Peer(
+            "agent, page",
+            "the first, with its live page open in a browser: two questions a second",
+            missing_modules("ollama_metrics"),
+            agent_alone,
+            picks_its_port=True,
+        ),
+        Peer(
             "nginx",
             "the agent's own bytes as a static file, as Debian ships it, 1 worker, no access log",
             _NGINX,
