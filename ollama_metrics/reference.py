@@ -43,7 +43,11 @@ TOP_LEVEL = (
     ("status", "string", "`ok`, `degraded`, `failing` or `draining`."),
     ("reasons", "list", "Sentences for a person: what is wrong, what stands in for what."),
     ("window_seconds", "number", "The window of this answer."),
-    ("age_seconds", "number", "Age of the oldest reading behind the numbers; null before any."),
+    (
+        "age_seconds",
+        "number",
+        "Age of the oldest reading behind the numbers (memory that stands still: up to 5 s more); null before any.",
+    ),
     (
         "instant",
         "object",
