@@ -1,7 +1,7 @@
 """What the host's network interfaces and disks have moved: counters, read by a sampler of their own.
 
-For graphs alone: no verdict depends on it, and a disk that hangs holds nothing else up. Only what is
-there in hardware counts, for what is virtual counts the same bytes again (docs/METRICS.md):
+For graphs alone: no verdict depends on it, and no answer waits for it, whatever a disk hangs in. Only what
+is there in hardware counts, for what is virtual counts the same bytes again (docs/METRICS.md):
 
 - an interface that has a device behind it in sysfs (no bridge, bond, VLAN or tunnel). In a container's
   network namespace there is none: every interface but loopback counts there, and what is told is the
@@ -132,12 +132,15 @@ class DeviceCollector:
     def _hardware(self, kind: str, names: Iterable[str]) -> list[str]:
         """Those of the names that have a device behind them."""
         return sorted(
-            name for name in names if os.path.exists(f"{self._sys}/{kind}/{name}/device")
+            name
+            for name in names
+            # A / in a name (cciss/c0d0) is a ! there.
+            if os.path.exists(f"{self._sys}/{kind}/{name.replace('/', '!')}/device")
         )[:_MOST]
 
     def _disk_errors(self, name: str) -> Optional[int]:
         try:
-            with open(f"{self._sys}/block/{name}/device/ioerr_cnt", "rb") as file:
+            with open(f"{self._sys}/block/{name.replace('/', '!')}/device/ioerr_cnt", "rb") as file:
                 return int(file.read(64), 16)
         except (OSError, ValueError):
             return None

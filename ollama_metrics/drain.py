@@ -126,8 +126,6 @@ class DrainFile:
 
 def _parsed(path: str) -> Drain:
     """What the file says; a drain, too, where that makes no sense. Raises OSError."""
-    if os.path.islink(path):
-        return Drain(f"{path} is a link", None, None)
     try:
         document = json.loads(read_note(path))
         if not isinstance(document, dict):

@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     from socket import socket
     from typing import Any, Callable, Optional
 
-    from .ollama_http import Kept
-
 MOST_MODELS = 256
 _MOST_NAME = 256
 _MOST_TEXT = 128
@@ -41,8 +39,6 @@ _DAYS_TO_1970 = 365 * 1970 + 1969 // 4 - 1969 // 100 + 1969 // 400
 class OllamaApi:
     """Asks the Ollama at `url`, which has `seconds` for each answer; `opened` hears of each connection.
 
-    With `kept` all questions go out on the connection that is kept there.
-
     Every method raises OllamaDown where nobody answers in time, and OllamaAnswer where the answer is
     not Ollama's.
     """
@@ -52,9 +48,8 @@ class OllamaApi:
         url: OllamaUrl,
         seconds: float = 5.0,
         opened: Optional[Callable[[socket], None]] = None,
-        kept: Optional[Kept] = None,
     ) -> None:
-        self._url, self._seconds, self._opened, self._kept = url, seconds, opened, kept
+        self._url, self._seconds, self._opened = url, seconds, opened
         self._parse = _parser()
 
     def version(self) -> tuple[str, float]:
@@ -90,7 +85,6 @@ class OllamaApi:
             seconds=self._seconds,
             most_bytes=most,
             opened=self._opened,
-            kept=self._kept,
         )
         return _document(self._parse, answer, f"{self._url}{path}"), rtt
 

@@ -2,8 +2,7 @@
 
 `OllamaCollector.collect` is called by one thread, its own. No part that fails harms another: it keeps
 its last good value for two minutes and its health says what is wrong. It never stands in the way of a
-request: all it does to Ollama is three small questions, one after another, every few seconds. While
-Ollama rests only whether it answers is asked; the rest is looked at as soon as a socket comes or goes.
+request: all it does to Ollama is three small questions, one after another, every few seconds.
 """
 
 from __future__ import annotations
@@ -14,7 +13,6 @@ from dataclasses import replace
 from .errors import CollectorError, OllamaError
 from .ollama import OllamaReading, Part
 from .ollama_api import OllamaApi, slots
-from .ollama_http import Kept
 from .snapshot import CollectorHealth
 
 TYPE_CHECKING = False
@@ -23,15 +21,13 @@ if TYPE_CHECKING:
 
     from .log_follower import Follower
     from .log_tally import LogTally
-    from .ollama import LogReading, Model, Runner
+    from .ollama import CgroupUsage, LogReading, Model, Runner
     from .ollama_expectation import OllamaExpectation
     from .ollama_processes import OllamaProcesses
     from .ollama_url import OllamaUrl
 
 # The cgroup's figures are for graphs, and cost a file each.
 _CGROUP_SECONDS = 15.0
-# An Ollama that rests is looked at as a whole by every sixth check; each asks whether it answers.
-_REST_CHECKS = 6
 # What a part has read is shown for as long after its last good reading.
 _KEEP_SECONDS = 120.0
 # While an expected Ollama does not answer it is asked again this soon.
@@ -108,9 +104,7 @@ class OllamaCollector:
         self._clock, self._wall, self._say = clock, wall, say
         self._told: set[str] = set()  # the parts of which it was said that they cannot be read
         self._cgroup_at = float("-inf")
-        self._kept = Kept()
-        self._api = OllamaApi(url, ANSWER_SECONDS, kept=self._kept)
-        self._looked_at = float("-inf")
+        self._api = OllamaApi(url, ANSWER_SECONDS)
         self._waits_until = clock() + grace
         self._version: Optional[str] = None
         self._parts: dict[str, Part] = {}
@@ -132,11 +126,23 @@ class OllamaCollector:
             self._expectation.saw()
         else:
             self.failures += 1
-        if not (up and self._rests()):
-            self._look(up)
-        known = self._values.get
-        models: tuple[Model, ...] = known("ollama_models") or ()
-        slots = known("ollama_slots")
+        models: tuple[Model, ...] = ()
+        if up or self.seen:
+            models = self._part("ollama_models", self._models, up) or ()
+        processes: Optional[OllamaProcesses] = self._processes
+        active: Optional[int] = None
+        runners: Optional[tuple[Runner, ...]] = None
+        cgroup: Optional[CgroupUsage] = None
+        if processes is not None and (up or self.seen):
+            active = self._fresh("ollama_connections", processes.connections)
+            runners = self._fresh("ollama_processes", processes.runners)
+            if processes.has_cgroup:
+                cgroup = self._cgroup(processes)
+        slots = None
+        if self._ask_slots and up and any(runner.port is not None for runner in runners or ()):
+            slots = self._fresh("ollama_slots", lambda: self._slots(runners or ()))
+        else:
+            self._parts.pop("ollama_slots", None)
         log: Optional[LogReading] = None
         if self._log is not None:
             follow = self._log.read
@@ -150,15 +156,15 @@ class OllamaCollector:
             expected=self._expectation.expected,
             version=self._version if up else None,
             rtt_seconds=rtt,
-            active_requests=known("ollama_connections"),
+            active_requests=active,
             slots_busy=slots[0] if slots else None,
             slots=slots[1] if slots else None,
             models_loaded=len(models) if up and self._is_fresh("ollama_models") else None,
             models=models,
             blobs=self._blobs(models),
-            runners=known("ollama_processes"),
+            runners=runners,
             log=log,
-            cgroup=known("ollama_cgroup"),
+            cgroup=cgroup,
             failures=self.failures,
             error=error,
             seen=self.seen,
@@ -166,73 +172,31 @@ class OllamaCollector:
             parts=tuple(self._parts.values()),
         )
 
-    def close(self) -> None:
-        """Give the connection to Ollama back; for the thread that collects, when it does so no more."""
-        self._kept.close()
-
-    def _rests(self) -> bool:
-        """Whether nothing can have changed since the last whole look, as far as is seen for little.
-
-        It had no connection then, all could be read, and no socket has come or gone on this host.
-        """
-        processes = self._processes
-        if processes is None or processes.stirred() or self._values.get("ollama_connections") != 0:
-            return False
-        return (
-            self._clock() - self._looked_at < _REST_CHECKS * self._interval
-            and all(part.health.success for part in self._parts.values())
-            and not self._unknown(self._values.get("ollama_models") or ())
-        )
-
-    def _look(self, up: bool) -> None:
-        """Read all but what `collect` itself does."""
-        self._looked_at = self._clock()
-        if up or self.seen:
-            self._part("ollama_models", self._models, up)
-        processes: Optional[OllamaProcesses] = self._processes
-        runners: Optional[tuple[Runner, ...]] = None
-        if processes is not None and (up or self.seen):
-            own_port = self._kept.port
-            self._fresh("ollama_connections", lambda: processes.connections(own_port))
-            runners = self._fresh("ollama_processes", processes.runners)
-            if processes.has_cgroup:
-                self._cgroup(processes)
-        if self._ask_slots and up and any(runner.port is not None for runner in runners or ()):
-            self._fresh("ollama_slots", lambda: self._slots(runners or ()))
-        else:
-            self._parts.pop("ollama_slots", None)
-            self._values.pop("ollama_slots", None)
-
     # -- the parts -----------------------------------------------------------------------------------------------
 
     def _models(self) -> tuple[Model, ...]:
         models = self._api.models()
         known = {(model.name, model.digest): None for model in models}
         self._weights = {key: blob for key, blob in self._weights.items() if key in known}
-        for model in self._unknown(models)[:1]:
-            # One a cycle: loading models is slow, and so may this answer be.
-            try:
-                self._weights[model.name, model.digest] = self._api.weights_of(model.name)
-            except OllamaError:
-                pass  # its placement is unknown until the next cycle asks again
+        for model in models:
+            key = model.name, model.digest
+            if model.vram_bytes and key not in self._weights and self._processes is not None:
+                # One a cycle: loading models is slow, and so may this answer be.
+                try:
+                    self._weights[key] = self._api.weights_of(model.name)
+                except OllamaError:
+                    pass  # its placement is unknown until the next cycle asks again
+                break
         return models
 
-    def _unknown(self, models: tuple[Model, ...]) -> list[Model]:
-        """The models on GPUs whose weights Ollama has not named yet; of use only where its runners are seen."""
-        if self._processes is None:
-            return []
-        return [
-            model
-            for model in models
-            if model.vram_bytes and (model.name, model.digest) not in self._weights
-        ]
-
-    def _cgroup(self, processes: OllamaProcesses) -> None:
+    def _cgroup(self, processes: OllamaProcesses) -> Optional[CgroupUsage]:
         if "ollama_cgroup" in self._values and self._clock() - self._cgroup_at < _CGROUP_SECONDS:
-            return
-        self._part("ollama_cgroup", processes.cgroup)
+            value: CgroupUsage = self._values["ollama_cgroup"]
+            return value
+        usage: Optional[CgroupUsage] = self._part("ollama_cgroup", processes.cgroup)
         if self._is_fresh("ollama_cgroup"):
             self._cgroup_at = self._clock()
+        return usage
 
     def _blobs(self, models: tuple[Model, ...]) -> tuple[tuple[str, str], ...]:
         found = ((model.name, self._weights.get((model.name, model.digest))) for model in models)
@@ -264,10 +228,7 @@ class OllamaCollector:
     def _fresh(self, name: str, read: Callable[[], Any]) -> Any:
         """What `read` gives now, None where it fails: an old count of what changes all the time is worth nothing."""
         value = self._part(name, read)
-        if self._is_fresh(name):
-            return value
-        self._values.pop(name, None)
-        return None
+        return value if self._is_fresh(name) else None
 
     def _tell(self, up: bool) -> None:
         """Say which parts have failed since the last cycle, and which are back. Of Ollama itself the verdict speaks."""

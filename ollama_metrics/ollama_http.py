@@ -1,9 +1,8 @@
-"""One question to Ollama over HTTP/1.1: bounded in time and in size.
+"""One question to Ollama over HTTP/1.1: bounded in time and in size, on a connection of its own.
 
-http.client would cost the daemon megabytes. A question has a connection of its own, or the one that a
-`Kept` holds between questions: that costs both sides half, and whoever counts requests in flight by
-their connections has to leave it out. What a question or an answer means is not known here. Source:
-RFC 9112.
+http.client would cost the daemon megabytes. No connection is kept: one that stands would count as a
+request in flight, and Ollama closes each after its answer. What a question or an answer means is not
+known here. Source: RFC 9112.
 """
 
 from __future__ import annotations
@@ -25,42 +24,7 @@ MOST_BYTES = 4 << 20
 _MOST_HEAD_BYTES = 16 << 10  # of all heads of an answer, the interim ones included
 _MOST_CHUNK_LINE_BYTES = 4096
 _READ_BYTES = 1 << 14
-_PERSISTENT = (None, b"keep-alive")
 _HEX = b"0123456789abcdefABCDEF"
-
-
-class Kept:
-    """The connection that is kept from one question to the next; for one thread and one URL."""
-
-    def __init__(self) -> None:
-        self.socket: Optional[socket.socket] = None
-
-    @property
-    def port(self) -> Optional[int]:
-        """Its local port, while there is one."""
-        return int(self.socket.getsockname()[1]) if self.socket is not None else None
-
-    def take(self) -> Optional[socket.socket]:
-        """The connection, no longer kept; None where there is none, or none that can be asked on."""
-        taken, self.socket = self.socket, None
-        if taken is None:
-            return None
-        try:
-            # Its end, or bytes that nobody asked for, which are no answer to the next question.
-            taken.setblocking(False)
-            taken.recv(1, socket.MSG_PEEK)
-        except BlockingIOError:
-            return taken
-        except OSError:
-            pass
-        taken.close()
-        return None
-
-    def close(self) -> None:
-        """Give the connection back, if there is one."""
-        if self.socket is not None:
-            self.socket.close()
-            self.socket = None
 
 
 def exchange(
@@ -73,7 +37,6 @@ def exchange(
     clock: Callable[[], float] = time.monotonic,
     look_up: Callable[..., Any] = socket.getaddrinfo,
     opened: Optional[Callable[[socket.socket], None]] = None,
-    kept: Optional[Kept] = None,
 ) -> tuple[bytes, float]:
     """GET `path`, or POST the JSON `body` to it: the body of a 200 answer, and the seconds that it took.
 
@@ -81,8 +44,6 @@ def exchange(
     `most_bytes`. Looking up a host that is a name comes before that: `look_up` takes what the system's
     resolver takes. Redirects are not followed. `opened` gets each socket before it connects and
     when it has: another thread that shuts it down ends the question, and so does an OSError of `opened`.
-    With `kept` the question goes out on the connection that is kept there, and by a new one, which is
-    kept then, where that has ended meanwhile: the question must be one that may be asked twice.
 
     Raises OllamaDown where nobody answers in full, OllamaAnswer for any answer that is no 200 or no
     HTTP. Their texts have the address and a reason, and no word of what was answered: it may be private.
@@ -92,35 +53,21 @@ def exchange(
         f"{'GET' if body is None else 'POST'} {url.path}{path} HTTP/1.1\r\n"
         f"Host: {url.host_header}\r\n"
         f"User-Agent: ollama-metrics/{__version__}\r\n"
+        "Connection: close\r\n"
     )
-    if kept is None:
-        head += "Connection: close\r\n"
     if body is None:
         request = f"{head}\r\n".encode("ascii")
     else:
         head += f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
         request = head.encode("ascii") + body
     try:
-        connection = kept.take() if kept is not None else None
-        if connection is not None:
-            begun = clock()
-            reader = _Reader(asked, begun + seconds, clock, opened, connection)
-            try:
-                reader.send(request)
-                if reader.begins():
-                    return reader.answer(most_bytes, kept), clock() - begun
-            except ConnectionError:
-                if reader.begun:
-                    raise
-            finally:
-                reader.close()
         addresses = _addresses(url, look_up)
         begun = clock()
         reader = _Reader(asked, begun + seconds, clock, opened)
         try:
             reader.connect(addresses)
             reader.send(request)
-            return reader.answer(most_bytes, kept), clock() - begun
+            return reader.answer(most_bytes), clock() - begun
         finally:
             reader.close()
     except (socket.timeout, TimeoutError):  # two classes before Python 3.10
@@ -159,13 +106,11 @@ class _Reader:
         until: float,
         clock: Callable[[], float],
         opened: Optional[Callable[[socket.socket], None]],
-        connection: Optional[socket.socket] = None,
     ) -> None:
         self._asked, self._until, self._clock, self._opened = asked, until, clock, opened
-        self._socket = connection
+        self._socket: Optional[socket.socket] = None
         self._request = b""
         self._buffer = bytearray()
-        self._stays = False  # the answer was read to its end, and another question may follow
 
     def close(self) -> None:
         """Give the connection back, if there is one."""
@@ -197,26 +142,8 @@ class _Reader:
         self._socket.settimeout(self._left())
         self._socket.sendall(request)
 
-    @property
-    def begun(self) -> bool:
-        """Whether anything of an answer has come."""
-        return bool(self._buffer)
-
-    def begins(self) -> bool:
-        """Wait for the first bytes of the answer; False where the connection ends instead."""
-        return self._receive()
-
-    def answer(self, most: int, kept: Optional[Kept]) -> bytes:
-        """The body of a 200 answer. Raises OllamaDown and OllamaAnswer.
-
-        The connection is put into `kept` where the answer leaves it usable.
-        """
-        body = self._body(most)
-        if kept is not None and self._stays:
-            kept.socket, self._socket = self._socket, None
-        return body
-
-    def _body(self, most: int) -> bytes:
+    def answer(self, most: int) -> bytes:
+        """The body of a 200 answer. Raises OllamaDown and OllamaAnswer."""
         head = self._head()
         status = self._status(head)
         most_head = _MOST_HEAD_BYTES
@@ -224,15 +151,12 @@ class _Reader:
             most_head -= len(head)
             head = self._head(most_head)
             status = self._status(head)
-        persistent = head[5:8] == b"1.1" and self._field(head, b"\r\nconnection:") in _PERSISTENT
         if status != 200:
             hint = ": it refuses the Host header that the agent sends" if status == 403 else ""
             raise OllamaAnswer(f"{self._asked} answered {status}{hint}", status)
         coding = self._field(head, b"\r\ntransfer-encoding:")
         if coding == b"chunked":
-            body = self._chunks(most)
-            self._stays = persistent and self._buffer == b"\r\n"
-            return body
+            return self._chunks(most)
         if coding is not None:
             raise self._strange("in an encoding that it was not asked for")
         length = self._field(head, b"\r\ncontent-length:")
@@ -243,7 +167,6 @@ class _Reader:
         if int(length) > most:
             raise self._too_large(most)
         self._receive_until(int(length))
-        self._stays = persistent and len(self._buffer) == int(length)
         return bytes(self._buffer[: int(length)])
 
     # -- the head ------------------------------------------------------------------------------------------------
@@ -297,7 +220,7 @@ class _Reader:
         raise self._too_large(most)
 
     def _chunks(self, most: int) -> bytes:
-        """All until the chunk of size 0; what may follow it is of no use, and left in the buffer."""
+        """All until the chunk of size 0; what may follow it is of no use."""
         buffer, body, at = self._buffer, bytearray(), 0
         while True:
             while (end := buffer.find(b"\r\n", at)) < 0:
@@ -309,7 +232,6 @@ class _Reader:
                 raise self._strange("in chunks without a size")
             size = int(digits, 16)
             if size == 0:
-                del buffer[: end + 2]
                 return bytes(body)
             if len(body) + size > most:
                 raise self._too_large(most)

@@ -12,7 +12,7 @@ import time
 from .errors import CollectorError
 from .ollama_cgroup import fixed, usage
 from .processes import cgroup_paths, owner_of, runners
-from .tcp_connections import ConnectionTable, sockets_in_use
+from .tcp_connections import ConnectionTable
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ class OllamaProcesses:
     """What listens on a port of this network namespace, and what belongs to it.
 
     `cgroup` is `auto`, `none` or the path of the cgroup to read instead of the process's own. Each
-    method but `stirred` raises CollectorError; `connections` is to be called before the others.
+    method raises CollectorError; `connections` is to be called first in a cycle.
     """
 
     def __init__(
@@ -67,24 +67,10 @@ class OllamaProcesses:
         )
         self._listeners: tuple[int, ...] = ()
         self._pid: Optional[int] = None
-        self._in_use: Optional[bytes] = None
 
-    def stirred(self) -> bool:
-        """Whether the number of this namespace's TCP sockets is another than at the last call, or unknown.
-
-        A client that connects, and a runner that starts or ends, each changes it. A tenth of what
-        `connections` costs, for no socket is looked at.
-        """
-        before, self._in_use = self._in_use, sockets_in_use(self._proc)
-        return self._in_use is None or self._in_use != before
-
-    def connections(self, own_port: Optional[int] = None) -> int:
-        """Connections that are established to the port, but for the caller's from `own_port`.
-
-        No process is looked at.
-        """
-        own = () if own_port is None else (own_port,)
-        found = self._table.count(self._port, own)
+    def connections(self) -> int:
+        """Connections that are established to the port. Cheap: no process is looked at."""
+        found = self._table.count(self._port)
         if found.listeners != self._listeners:
             self._listeners, self._pid, self._seek_at = found.listeners, None, 0.0
         if not found.listeners:

@@ -131,8 +131,18 @@ class _Connection(io.RawIOBase):
 
 
 def _connect(url: OllamaUrl, limit: _Limit) -> _Connection:
-    connected = socket.create_connection((url.host, url.port), limit.left)
-    return _Connection(connected, limit)
+    found = socket.getaddrinfo(url.host, url.port, type=socket.SOCK_STREAM)
+    for left, (family, kind, _, _, address) in zip(range(len(found), 0, -1), found):
+        connected = socket.socket(family, kind)
+        try:
+            connected.settimeout(limit.left / left)  # each address has its share of the time
+            connected.connect(address)
+            return _Connection(connected, limit)
+        except OSError:
+            connected.close()
+            if left == 1:
+                raise
+    raise OSError("the name has no address")
 
 
 def _ask(

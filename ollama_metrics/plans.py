@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 KEEP, KEEP_1_0, CLOSE = b"", b"Connection: keep-alive\r\n", b"Connection: close\r\n"
 _MOST_HEADS, _LARGEST_REMEMBERED_HEAD = 256, 2048
 _MOST_PAGES = 160  # more than there are windows to ask for
+# A plan stays for as long as its head is known, and with it its answer: a larger one is made anew or shared.
+_LARGEST_REMEMBERED_WIRE = 16 << 10
 
 
 class Plan:
@@ -119,7 +121,8 @@ class Plans:
             wire = self._wires.get(key) or _kept(
                 self._wires, key, self._answer(plan.page).wire(plan.connection, plan.head_only)
             )
-        plan.version, plan.wire = version, wire
+        if len(wire) <= _LARGEST_REMEMBERED_WIRE:
+            plan.version, plan.wire = version, wire
         return wire
 
     def _answer(self, page: Hashable) -> Answer:

@@ -201,7 +201,6 @@ class Sampling:
             self._log("error", "CPU and RAM cannot be read in time; this host is served as failing")
         if self._gpu is not None and not self._gpu.first.wait(self._patience):
             self._log("error", "the GPUs cannot be read in time; this host is served as failing")
-        self._devices.first.wait(self._patience)  # nothing depends on it, and it is there at once
         if self._ollama is not None:
             # What has not answered by then is waited for by the verdict.
             self._ollama.first.wait(self._patience)

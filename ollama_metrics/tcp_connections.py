@@ -25,7 +25,7 @@ from .frozen import dataclass
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
-    from typing import Callable, Optional
+    from typing import Callable
 
 _NETLINK_SOCK_DIAG = 4
 _SOCK_DIAG_BY_FAMILY = 20
@@ -127,33 +127,6 @@ class ConnectionTable:
                     raise CollectorError(f"{_TABLE} cannot be read: {error}") from None
                 self.by_netlink = False
         return _read(self._proc, port, own_ports)
-
-
-def sockets_in_use(proc: str = "/proc") -> Optional[bytes]:
-    """How many TCP sockets of this network namespace are in use, IPv4 and IPv6, as the kernel's text.
-
-    Listeners are among them, connections that only wait for their end are not. None where it cannot be
-    read. Source: /proc/net/sockstat and sockstat6 (net/ipv4/proc.c).
-    """
-    found = []
-    for name, mark in (("sockstat", b"TCP: inuse "), ("sockstat6", b"TCP6: inuse ")):
-        try:
-            fd = os.open(f"{proc}/net/{name}", os.O_RDONLY | os.O_CLOEXEC)
-        except OSError:
-            if name == "sockstat":
-                return None
-            continue  # a kernel without IPv6
-        try:
-            text = os.read(fd, 4096)
-        except OSError:
-            return None
-        finally:
-            os.close(fd)
-        number = text.partition(mark)[2].split(None, 1)[:1]
-        if not number:
-            return None
-        found += number
-    return b" ".join(found)
 
 
 # -- the tables by netlink ---------------------------------------------------------------------------------------------

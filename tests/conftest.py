@@ -87,6 +87,18 @@ def component() -> Callable[[str], str]:
     return find
 
 
+@pytest.fixture
+def analyze(component: Callable[[str], str]) -> str:
+    """systemd-analyze, of a systemd that knows every key of our units (its older ones ignore some)."""
+    program = component("systemd-analyze")
+    said = subprocess.run(
+        [program, "--version"], capture_output=True, text=True, timeout=30, check=True
+    )
+    if int(said.stdout.split()[1]) < 252:
+        pytest.skip("this systemd is older than some of the keys")
+    return program
+
+
 @pytest.fixture(scope="session")
 def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of the checkout as a user would have it: what is tracked or could be, and nothing that was built."""

@@ -8,13 +8,11 @@ import json
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any, Optional
 
 import ollama_standin
@@ -114,12 +112,6 @@ class OllamaProcess:
         if body is not None:
             more["base64"] = base64.b64encode(body).decode()
         self._control("/standin/fault", {"path": path, "kind": kind, "times": times, **more})
-
-    @contextmanager
-    def in_use(self) -> Iterator[None]:
-        """A client is connected: an Ollama that rests is looked at less."""
-        with socket.create_connection(("127.0.0.1", self.port)):
-            yield
 
     def tell(self, **counts: int) -> Any:
         """What it has counted and the last requests, as soon as those of `counts` are so."""

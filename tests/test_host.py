@@ -318,3 +318,65 @@ def test_the_ring_gets_cpu_and_memory() -> None:
     """A sample's levels are CPU and memory, in this order, under the host's one name."""
     sample = HostSample(0.25, 0.5, 8, 4, 2.0, 1.0, False)
     assert sample.levels() == {"": (0.25, 0.5)}
+
+
+# -- memory that stands still ------------------------------------------------------------------------------------------
+
+
+class Meminfo:
+    """Plays psutil.virtual_memory, and counts how often it is asked."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.total, self.available, self.asked = 100 * GIB, 50 * GIB, 0
+        monkeypatch.setattr(psutil, "virtual_memory", self)
+
+    def __call__(self) -> Meminfo:
+        self.asked += 1
+        return self
+
+
+def seconds(container: Container, collector: HostCollector, count: int) -> list[float]:
+    """The memory's share in so many readings, one a second."""
+    shares = []
+    for _ in range(count):
+        container.run(1.0, 0.1)
+        shares.append(collector.collect().memory_used_ratio)
+    return shares
+
+
+def test_memory_that_stands_still_is_read_every_five_seconds(
+    container: Container, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The third reading is the second's: from then on one in five asks, and what has changed is seen by it."""
+    container.limit(cpu="150000 100000")
+    meminfo = Meminfo(monkeypatch)
+    collector = container.collector()
+    assert seconds(container, collector, 12) == [0.5] * 12
+    assert meminfo.asked == 4
+    meminfo.available = 10 * GIB
+    assert seconds(container, collector, 5)[-1] == 0.9
+
+
+def test_memory_that_moves_is_read_every_time(
+    container: Container, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By more than two thousandths from one reading to the next."""
+    container.limit(cpu="150000 100000")
+    meminfo = Meminfo(monkeypatch)
+    collector = container.collector()
+    for step in range(1, 10):
+        meminfo.available = 50 * GIB - step * GIB // 4
+        (share,) = seconds(container, collector, 1)
+        assert share == pytest.approx(0.5 + step / 400)
+    assert meminfo.asked == 9
+
+
+def test_another_memory_limit_is_not_shared_with_the_reading_before(
+    container: Container, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """When a container's limit is found to be another one, memory is read anew, still or not."""
+    Meminfo(monkeypatch)
+    collector = container.collector()
+    assert seconds(container, collector, 29)[-1] == 0.5
+    container.limit(memory=str(2 * GIB), cpu="150000 100000")
+    assert seconds(container, collector, 3)[-1] == 0.25

@@ -28,14 +28,8 @@ class Processes:
     def __init__(self, has_cgroup: bool = True) -> None:
         self.has_cgroup = has_cgroup
         self.outcomes: dict[str, Any] = {"connections": 2, "runners": (RUNNER,), "cgroup": CGROUP}
-        self.is_stirred = True
-        self.own_ports: list[Optional[int]] = []
 
-    def stirred(self) -> bool:
-        return self.is_stirred
-
-    def connections(self, own_port: Optional[int]) -> Any:
-        self.own_ports.append(own_port)
+    def connections(self) -> Any:
         return self._outcome("connections")
 
     def runners(self) -> Any:
@@ -74,29 +68,20 @@ class House:
     def __init__(self, ollama: OllamaProcess) -> None:
         self.ollama, self.now = ollama, 1000.0
         self.processes = Processes()
-        self.collectors: list[OllamaCollector] = []
 
     def collector(self, expected: bool = True, **options: Any) -> OllamaCollector:
         url = parse_url(self.ollama.url)
         options.setdefault("processes", self.processes)
         expectation = OllamaExpectation(str(url), expected, None, lambda level, sentence: None)
-        collector = OllamaCollector(
+        return OllamaCollector(
             url, expectation, clock=lambda: self.now, wall=lambda: self.now + 1e9, **options
         )
-        self.collectors.append(collector)
-        return collector
-
-    def close(self) -> None:
-        for collector in self.collectors:
-            collector.close()
 
 
 @pytest.fixture
 def house() -> Iterator[House]:
     with OllamaProcess() as ollama:
-        house = House(ollama)
-        yield house
-        house.close()
+        yield House(ollama)
 
 
 def healths(reading: OllamaReading) -> dict[str, CollectorHealth]:
@@ -409,7 +394,6 @@ def runner_house() -> Iterator[House]:
         ollama.slots(busy=1, total=4)
         house.processes.outcomes["runners"] = (Runner(1, port=ollama.slots_port), Runner(2))
         yield house
-        house.close()
 
 
 def test_slots_are_added_up(runner_house: House) -> None:
@@ -496,97 +480,3 @@ def test_what_runs_beside_for_the_log_can_be_ended() -> None:
     script = Script()
     OllamaLog(script, LogTally()).close()
     assert script.closed == 1
-
-
-# -- at rest -----------------------------------------------------------------------------------------------------------
-
-
-def targets(house: House) -> list[str]:
-    """What Ollama has been asked so far."""
-    return [one["target"] for one in house.ollama.tell()["requests"]]
-
-
-def test_an_ollama_that_rests_is_only_asked_whether_it_answers(house: House) -> None:
-    """Without a connection to it and without a socket that came or went, the last look holds for six checks."""
-    house.ollama.models([model("a:1b", size_vram=0)])
-    house.processes.outcomes["connections"] = 0
-    collector = house.collector()
-    first = collector.collect()
-    house.processes.is_stirred = False
-    house.now += 29
-    # What has changed behind its back is not seen: nothing was looked at.
-    house.processes.outcomes.update(runners=(), cgroup=CgroupUsage())
-    second = collector.collect()
-    assert (second.models, second.runners, second.cgroup) == (
-        first.models,
-        (RUNNER,),
-        CGROUP,
-    )
-    assert (second.active_requests, second.models_loaded, second.up) == (0, 1, True)
-    assert failed(second) == {}
-    assert targets(house) == ["/api/version", "/api/ps", "/api/version"]
-    house.now += 1
-    assert collector.collect().runners == ()
-
-
-def stirs(house: House) -> None:
-    house.processes.is_stirred = True
-
-
-def is_used(house: House) -> None:
-    house.processes.outcomes["connections"] = 1
-
-
-def cannot_be_read(house: House) -> None:
-    house.processes.outcomes["runners"] = CollectorError("not allowed")
-
-
-@pytest.mark.parametrize("restless", [stirs, is_used, cannot_be_read])
-def test_an_ollama_that_does_not_rest_is_looked_at_by_every_check(
-    house: House, restless: Callable[[House], None]
-) -> None:
-    """A socket that came or went, a connection, a part that cannot be read: each has all be read again."""
-    house.ollama.models([])
-    house.processes.outcomes["connections"] = 0
-    house.processes.is_stirred = False
-    restless(house)
-    collector = house.collector()
-    collector.collect()
-    house.ollama.models([model("a:1b", size_vram=0)])
-    assert [one.name for one in collector.collect().models] == ["a:1b"]
-
-
-def test_a_model_whose_weights_are_not_known_yet_is_no_rest(house: House) -> None:
-    """They are asked for one a cycle: two models that were loaded before the agent are known after two cycles."""
-    house.ollama.models([model("a:1b", weights="1" * 64), model("b:1b", weights="2" * 64)])
-    house.processes.outcomes["connections"] = 0
-    house.processes.is_stirred = False
-    collector = house.collector()
-    collector.collect()
-    assert len(collector.collect().blobs) == 2
-    collector.collect()
-    assert targets(house).count("/api/ps") == 2
-
-
-def test_an_ollama_that_rests_and_dies_is_down_at_the_next_check(house: House) -> None:
-    """Nothing of the rest stands in the way of the question whether it answers."""
-    house.processes.outcomes["connections"] = 0
-    collector = house.collector()
-    assert collector.collect().up
-    house.processes.is_stirred = False
-    house.ollama.kill()
-    reading = collector.collect()
-    assert (reading.up, reading.failures) == (False, 1)
-    assert reading.models_loaded is None
-
-
-def test_the_agents_own_connection_is_kept_and_not_counted(house: House) -> None:
-    """All checks are asked on one, and whoever counts is told its port."""
-    collector = house.collector()
-    for _ in range(3):
-        collector.collect()
-    assert len(set(house.processes.own_ports)) == 1
-    assert house.processes.own_ports[0] is not None
-    collector.close()
-    collector.collect()
-    assert len(set(house.processes.own_ports)) == 2

@@ -167,7 +167,7 @@ def test_bad_answers_about_models_are_a_reason_and_nothing_is_lost(
     """Each bad answer of /api/ps is told in that part's health; the models of before stay and age, the host is ok."""
     agent = start_agent("--ollama", ollama.url, *EVERY_SECOND)
     name = "llama3.2:latest"
-    with ollama.in_use(), Polls(agent) as polls:
+    with Polls(agent) as polls:
         for kind, more in FAULTS:
             agent.wait_until(lambda document: document["collectors"]["ollama_models"]["success"])
             ollama.fault("/api/ps", kind, **more)

@@ -19,7 +19,7 @@ from ollama_standin import PROMPT
 
 from ollama_metrics import __version__, ollama_http
 from ollama_metrics.errors import OllamaAnswer, OllamaDown, OllamaError
-from ollama_metrics.ollama_http import Kept, exchange
+from ollama_metrics.ollama_http import exchange
 from ollama_metrics.ollama_url import OllamaUrl
 
 SECRET = PROMPT.encode()
@@ -169,127 +169,6 @@ def test_a_name_is_looked_up(ollama: OllamaProcess) -> None:
     """localhost is where Ollama listens on loopback."""
     url = OllamaUrl("localhost", ollama.port)
     assert exchange(url, "/api/version")[0] == b'{"version": "0.33.0"}'
-
-
-@pytest.fixture
-def kept() -> Iterator[Kept]:
-    connection = Kept()
-    yield connection
-    connection.close()
-
-
-BODY = b"Content-Length: 2\r\n\r\n{}"
-
-
-def test_a_connection_is_kept_where_that_is_asked_for(
-    ollama: OllamaProcess, url: OllamaUrl, kept: Kept
-) -> None:
-    """Three questions are one connection to Ollama, whose port is told."""
-    before = ollama.tell()["connections"]
-    ports = set()
-    for _ in range(3):
-        assert exchange(url, "/api/version", kept=kept)[0] == b'{"version": "0.33.0"}'
-        ports.add(kept.port)
-    assert ollama.tell()["connections"] == before + 1
-    assert len(ports) == 1
-    assert None not in ports
-
-
-def test_a_kept_connection_that_ended_is_made_anew(kept: Kept) -> None:
-    """The server may close it at any time: with the answer, broken off, or as the question arrives."""
-    with Server(OK, BODY) as server:
-        for number in range(1, 4):
-            assert exchange(server.url, "/x", kept=kept)[0] == b"{}"
-            assert len(server.requests) == number
-
-
-class Hangup:
-    """Answers the first question of each connection, and hangs up on the second one: `with_reset` or in peace."""
-
-    def __init__(self, with_reset: bool) -> None:
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self.url = OllamaUrl("127.0.0.1", self._listener.getsockname()[1])
-        self._with_reset = with_reset
-        self.connections = 0
-        threading.Thread(target=self._serve, daemon=True).start()
-
-    def _serve(self) -> None:
-        while True:
-            try:
-                connection, _ = self._listener.accept()
-            except OSError:
-                return
-            self.connections += 1
-            with connection:
-                connection.recv(1 << 16)
-                connection.sendall(OK + BODY)
-                connection.recv(1 << 16)
-                if self._with_reset:
-                    linger = struct.pack("ii", 1, 0)
-                    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
-
-    def close(self) -> None:
-        self._listener.shutdown(socket.SHUT_RDWR)
-        self._listener.close()
-
-
-@pytest.mark.parametrize("with_reset", [False, True])
-def test_a_question_that_a_kept_connection_takes_to_its_grave_is_asked_again(
-    kept: Kept, with_reset: bool
-) -> None:
-    """It gets its answer on a new connection: the end of an old one says nothing of whether Ollama lives."""
-    server = Hangup(with_reset)
-    try:
-        for number in range(1, 4):
-            assert exchange(server.url, "/x", kept=kept, seconds=10)[0] == b"{}"
-            assert server.connections == number
-    finally:
-        server.close()
-
-
-@pytest.mark.parametrize(
-    "answer",
-    [
-        OK + b"Connection: close\r\n" + BODY,
-        b"HTTP/1.0 200 OK\r\n" + BODY,
-        OK + BODY + b"HTTP/1.1 200 OK\r\n",
-        OK + b"Transfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\nTrailer: x\r\n\r\n",
-    ],
-    ids=["close", "1.0", "more", "trailer"],
-)
-def test_what_leaves_a_connection_unusable(kept: Kept, answer: bytes) -> None:
-    """An answer that ends it, and one with more behind it than was asked for."""
-    with Server(answer, stay=True) as server:
-        assert exchange(server.url, "/x", kept=kept)[0] == b"{}"
-        assert kept.port is None
-
-
-def test_a_chunked_answer_leaves_a_connection_usable(kept: Kept) -> None:
-    """A long list of models comes in chunks."""
-    answer = OK + b"Transfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\n\r\n"
-    with Server(answer, stay=True) as server:
-        assert exchange(server.url, "/x", kept=kept)[0] == b"{}"
-        assert kept.port is not None
-
-
-def test_bytes_that_nobody_asked_for_are_no_answer(kept: Kept) -> None:
-    """What a server says between two questions ends the connection, and the question goes out on another one."""
-    ours, theirs = socket.socketpair()
-    with Server(OK, BODY) as server, theirs:
-        kept.socket = ours
-        theirs.sendall(OK + b"Content-Length: 5\r\n\r\nlies!")
-        assert exchange(server.url, "/x", kept=kept)[0] == b"{}"
-
-
-def test_a_kept_connection_has_no_longer_to_answer_than_any_other(kept: Kept) -> None:
-    """A server that hangs is told as one, and not asked a second time: that would take twice as long."""
-    ours, theirs = socket.socketpair()
-    with Server(OK, BODY) as server, theirs:
-        kept.socket = ours
-        with pytest.raises(OllamaDown, match=r"no answer within 0\.3 s"):
-            exchange(server.url, "/x", kept=kept, seconds=SHORT)
-        assert server.requests == []
-        assert kept.port is None
 
 
 class Names:

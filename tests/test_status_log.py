@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from ollama_metrics.sampler import Sampler
@@ -102,6 +103,23 @@ def test_the_verdict_is_asked_for_when_something_can_have_changed_it() -> None:
     bench.now = bench.gpu.state.overdue_at + 0.1
     assert asked()
     assert asked()
+
+
+def test_what_makes_a_host_degraded_is_looked_for_every_quarter_minute() -> None:
+    """Where nothing breaks, the verdict is asked for all the same: an Ollama may have become slow."""
+    bench = Bench()
+    bench.log.note()
+    bench.judge.status = "degraded"
+    bench.now += 14.9
+    bench.gpu.state = replace(bench.gpu.state, overdue_at=bench.now + 100)
+    bench.log.note()  # a new state
+    asked = bench.judge.asked
+    bench.now += 14.9
+    bench.log.note()
+    assert bench.judge.asked == asked
+    bench.now += 0.2
+    bench.log.note()
+    assert bench.judge.asked == asked + 1
 
 
 def test_a_fault_of_the_verdict_is_logged_once_and_raises_nothing() -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import subprocess
 from pathlib import Path
-from typing import Callable
 
 import pytest
 
@@ -14,18 +13,6 @@ from ollama_metrics.settings import SETTINGS
 
 REPOSITORY = Path(__file__).parents[1]
 UNITS = REPOSITORY / "systemd"
-
-
-@pytest.fixture
-def analyze(component: Callable[[str], str]) -> str:
-    """systemd-analyze, of a systemd that knows every key of our units (its older ones ignore some)."""
-    program = component("systemd-analyze")
-    said = subprocess.run(
-        [program, "--version"], capture_output=True, text=True, timeout=30, check=True
-    )
-    if int(said.stdout.split()[1]) < 252:
-        pytest.skip("this systemd is older than some of the keys")
-    return program
 
 
 def test_the_settings_file_has_every_setting_with_its_default() -> None:

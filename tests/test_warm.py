@@ -14,7 +14,7 @@ import threading
 from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Callable
+from typing import Any
 
 import pytest
 from ollama_process import OllamaProcess, model
@@ -437,9 +437,7 @@ def test_the_daemon_does_not_have_it() -> None:
     assert not {f"ollama_metrics.{name}" for name in names} & set(done.stdout.split())
 
 
-def test_systemd_knows_every_key_of_the_drop_in(
-    component: Callable[[str], str], tmp_path: Path
-) -> None:
+def test_systemd_knows_every_key_of_the_drop_in(analyze: str, tmp_path: Path) -> None:
     """systemd-analyze verify has nothing to say of an Ollama with the drop-in."""
     unit = tmp_path / "ollama.service"
     unit.write_text("[Unit]\nDescription=Ollama\n[Service]\nExecStart=/bin/true\n")
@@ -449,7 +447,7 @@ def test_systemd_knows_every_key_of_the_drop_in(
     (tmp_path / "ollama.service.d").mkdir()
     (tmp_path / "ollama.service.d" / "warm.conf").write_text(text.replace(python, "/bin/true"))
     done = subprocess.run(
-        [component("systemd-analyze"), "verify", str(unit)],
+        [analyze, "verify", str(unit)],
         env=environment(SYSTEMD_UNIT_PATH=f"{tmp_path}:"),
         capture_output=True, text=True, timeout=PATIENCE,
     )  # fmt: skip

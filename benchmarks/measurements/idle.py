@@ -1,8 +1,8 @@
 """CPU time of servers that nobody asks: percent of a core, all at once over the same quiet windows.
 
 The agent samples once a second by default; so does the prometheus_client peer here, in a thread.
-The agent reads memory every 5 s while it stands still, asks Ollama every 5 s whether it answers, and looks
-at an Ollama that rests as a whole every 30 s: each window is as long. One agent more is asked by its
+The agent reads memory every 5 s while it stands still, looks at Ollama every 5 s, at its cgroup every 15 s,
+and at interfaces and disks every 30 s: each window is as long. One agent more is asked by its
 agent-check every 2 s, as HAProxy does, and one has a browser on its live page: that is not idle, and no
 goal is judged by them.
 """
