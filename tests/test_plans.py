@@ -72,6 +72,17 @@ def test_a_plan_is_made_once_for_a_head() -> None:
     assert pages.rendered["/a"] == 1
 
 
+def test_a_large_answer_is_not_kept_by_each_head_that_asks_for_it() -> None:
+    """It is shared by all within one version, and with the next one it is gone: 256 heads would keep megabytes."""
+    pages = Pages(size=20_000)
+    plans = Plans(pages)
+    version = object()
+    asked = [plans.make(get("/a", f"X: {number}")) for number in range(3)]
+    assert len({id(plans.render(plan, version)) for plan in asked}) == 1
+    assert pages.rendered["/a"] == 1
+    assert [plan.wire for plan in asked] == [b""] * 3
+
+
 def test_a_new_version_is_rendered_anew() -> None:
     """An answer is as good as its version."""
     pages = Pages()
