@@ -48,8 +48,11 @@ def order(
     limit = _Limit(seconds, clock)
     try:
         connection = _connect(url, limit)
+        # Both, and the answer first: one that is left to the end of the program complains there.
+        answer = http.client.HTTPResponse(connection, method="POST")  # type: ignore[arg-type]
         try:
-            answer = _ask(connection, url, path, json.dumps(document).encode("ascii"))
+            connection.send(_request(url, path, json.dumps(document).encode("ascii")))
+            answer.begin()
             if answer.status != 200:
                 raise OllamaAnswer(
                     _words_of(answer.read(_MOST_ERROR_BYTES))
@@ -59,6 +62,7 @@ def order(
             yield from _documents(answer, asked, limit)
             return
         finally:
+            answer.close()
             connection.close()
     except (socket.timeout, TimeoutError):  # two classes before Python 3.10
         why = f"nothing new within {seconds:g} s"
@@ -145,9 +149,7 @@ def _connect(url: OllamaUrl, limit: _Limit) -> _Connection:
     raise OSError("the name has no address")
 
 
-def _ask(
-    connection: _Connection, url: OllamaUrl, path: str, body: bytes
-) -> http.client.HTTPResponse:
+def _request(url: OllamaUrl, path: str, body: bytes) -> bytes:
     head = (
         f"POST {url.path}{path} HTTP/1.1\r\n"
         f"Host: {url.host_header}\r\n"
@@ -156,10 +158,7 @@ def _ask(
         "Content-Type: application/json\r\n"
         f"Content-Length: {len(body)}\r\n\r\n"
     )
-    connection.send(head.encode("ascii") + body)
-    answer = http.client.HTTPResponse(connection, method="POST")  # type: ignore[arg-type]
-    answer.begin()
-    return answer
+    return head.encode("ascii") + body
 
 
 def _documents(
