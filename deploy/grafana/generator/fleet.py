@@ -27,8 +27,6 @@ from panels import (
     to_host,
 )
 from shared import (
-    ERROR_SHARE,
-    FAILED_RATIO,
     FULL_RATIO,
     HOST_FULL_RATIO,
     HOT_CELSIUS,
@@ -43,11 +41,11 @@ from shared import (
     OLLAMAS,
     OUT_OF_ROTATION,
     REQUESTS,
-    SLOW_SECONDS,
     VERDICT,
     VERDICT_MEANS,
     VERDICTS,
-    quantile,
+    failed_share,
+    p95_latency,
     request_rate,
     response_times,
     verdicts,
@@ -91,26 +89,8 @@ def fleet() -> Json:
             Query("sum(ollama_slots{here})", "slots"),
             no_value=NO_OLLAMA,
         ),
-        stat(
-            4,
-            "p95 latency",
-            "95 % of all requests of the last 5 minutes took no longer.",
-            Query(quantile(0.95, "5m"), "p95"),
-            unit="s",
-            no_value=NO_REQUESTS,
-            thresholds=above(SLOW_SECONDS, SLOW_SECONDS / 2),
-            decimals=2,
-        ),
-        stat(
-            4,
-            "Failed",
-            "Share of the requests of the last 5 minutes that ended in a status of 500 and above.",
-            Query(ERROR_SHARE, "failed"),
-            unit="percentunit",
-            no_value=NO_REQUESTS,
-            thresholds=above(FAILED_RATIO, 0.01),
-            decimals=1,
-        ),
+        p95_latency(4),
+        failed_share(4),
     ]
 
     def cell(name: str, *meanings: Code) -> Json:

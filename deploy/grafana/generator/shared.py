@@ -16,8 +16,10 @@ from panels import (
     Panel,
     Query,
     Variable,
+    above,
     graph,
     override,
+    stat,
     states,
     steps,
 )
@@ -124,6 +126,34 @@ def response_times(width: int) -> Panel:
         no_value=f"{NO_REQUESTS}, or {NO_LOG}",
         thresholds=steps((None, "transparent"), (SLOW_SECONDS, RED)),
         table=True,
+    )
+
+
+def p95_latency(width: int) -> Panel:
+    """The response time that few requests exceed, as of now."""
+    return stat(
+        width,
+        "p95 latency",
+        "95 % of the requests of the last 5 minutes took no longer.",
+        Query(quantile(0.95, "5m"), "p95"),
+        unit="s",
+        no_value=NO_REQUESTS,
+        thresholds=above(SLOW_SECONDS, SLOW_SECONDS / 2),
+        decimals=2,
+    )
+
+
+def failed_share(width: int) -> Panel:
+    """The share of requests that failed, as of now."""
+    return stat(
+        width,
+        "Failed",
+        "Share of the requests of the last 5 minutes that ended in a status of 500 and above.",
+        Query(ERROR_SHARE, "failed"),
+        unit="percentunit",
+        no_value=NO_REQUESTS,
+        thresholds=above(FAILED_RATIO, 0.01),
+        decimals=1,
     )
 
 
