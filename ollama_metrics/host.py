@@ -1,7 +1,7 @@
 """CPU and RAM of the host, or of the container that the agent runs in.
 
-The only module that imports psutil for host data. `HostCollector.collect` is called by one thread,
-about once a second; memory, which is a level, is read every time only while it moves.
+`HostCollector.collect` is called by one thread, about once a second; memory, which is a level, is read
+every time only while it moves.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import time
 import psutil
 
 from .cgroup import Cgroup, Limits
+from .cpu_times import CpuTimes
 from .errors import CollectorError
 from .frozen import dataclass
 from .metrics import counter, gauge
@@ -37,8 +38,8 @@ _JITTER_SECONDS = 1.0
 class HostSample:
     """One reading of CPU and RAM.
 
-    Source: psutil over /proc/stat and /proc/meminfo; in a container with a limit, its cgroup's
-    files (see cgroup.py).
+    Source: /proc/stat (see cpu_times.py) and psutil over /proc/meminfo; in a container with a limit,
+    its cgroup's files (see cgroup.py).
     """
 
     PREFIX = "ollama_host"
@@ -92,6 +93,7 @@ class HostCollector:
         self, cgroup: Optional[Cgroup] = None, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self._cgroup = cgroup if cgroup is not None else Cgroup()
+        self._cpu_times = CpuTimes()
         self._clock = clock
         self._limits = Limits()
         self._host_cpus = 1.0
@@ -184,12 +186,7 @@ class HostCollector:
         cpus = self._limits.cpus
         if cpus is not None:
             return self._cgroup.cpu_seconds(), self._clock() * cpus
-        times = psutil.cpu_times()
-        # Guests' time is in user and nice already (Documentation/filesystems/proc.rst); waiting for
-        # a disk is idle.
-        idle = times.idle + times.iowait
-        busy = times.user + times.nice + times.system + times.irq + times.softirq + times.steal
-        return busy, busy + idle
+        return self._cpu_times.read()
 
 
 def _clamp(ratio: float) -> float:

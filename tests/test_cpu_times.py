@@ -1,0 +1,92 @@
+"""The times of all CPUs: against psutil, against scripted lines, and against files that are none."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import psutil
+import pytest
+
+from ollama_metrics.cpu_times import CpuTimes
+
+TICKS = os.sysconf("SC_CLK_TCK")
+# Steal and waiting for a disk are estimates, which the kernel takes back now and then.
+JITTER = 1.0
+
+
+def by_psutil() -> tuple[float, float]:
+    """Busy seconds, and all of them, as psutil tells the parts."""
+    times = psutil.cpu_times()
+    busy = times.user + times.nice + times.system + times.irq + times.softirq + times.steal
+    return busy, busy + times.idle + times.iowait
+
+
+def test_the_times_are_psutils() -> None:
+    """A reading lies between one of psutil's before it and one after it, busy and in all."""
+    times = CpuTimes()
+    before, own, after = by_psutil(), times.read(), by_psutil()
+    for first, here, last in zip(before, own, after):
+        assert first - JITTER <= here <= last + JITTER
+    assert own[1] > own[0] > 0
+
+
+def test_what_counts_as_busy(tmp_path: Path) -> None:
+    """Idle and waiting for a disk are not busy; guests' time is not counted a second time."""
+    (tmp_path / "stat").write_text("cpu  1 20 300 4000 50000 600000 7000000 80000000 5 6\ncpu0 9\n")
+    busy = 1 + 20 + 300 + 600000 + 7000000 + 80000000
+    assert CpuTimes(str(tmp_path)).read() == (busy / TICKS, (busy + 4000 + 50000) / TICKS)
+
+
+def test_each_reading_is_a_new_one_of_one_open_file(tmp_path: Path) -> None:
+    """What the file says now is what is read, and no descriptor is opened for it after the first."""
+    stat = tmp_path / "stat"
+    times = CpuTimes(str(tmp_path))
+    totals = []
+    opened = set()
+    for busy in (100, 250, 975):
+        stat.write_text(f"cpu  {busy} 0 0 0 0 0 0 0 0 0\n")
+        totals.append(times.read()[1] * TICKS)
+        opened.add(len(os.listdir("/proc/self/fd")))
+    assert totals == [100, 250, 975]
+    assert len(opened) == 1
+    times.close()
+    assert len(os.listdir("/proc/self/fd")) == opened.pop() - 1
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "\n",
+        "cpu  1 2 3 4 5 6 7 8 9 10",  # cut off: who knows how long the last number was
+        "cpu  1 2 3 4 5 6 7\n",
+        "cpu0 1 2 3 4 5 6 7 8 9 10\ncpu  1 2 3 4 5 6 7 8 9 10\n",
+        "cpu  1 2 three 4 5 6 7 8 9 10\n",
+        "cpu  1 2 3 4 5 6 7 8.5 9 10\n",
+        f"cpu  {'9' * 300} 2 3 4 5 6 7 8 9 10\n",
+        "intr 1 2 3 4 5 6 7 8 9 10\n",
+    ],
+)
+def test_a_line_of_another_kind_is_an_error(tmp_path: Path, text: str) -> None:
+    """What is not the kernel's line is a ValueError, never a number."""
+    (tmp_path / "stat").write_text(text)
+    with pytest.raises(ValueError):
+        CpuTimes(str(tmp_path)).read()
+
+
+def test_a_file_that_fails_is_opened_again(tmp_path: Path) -> None:
+    """A file that cannot be read any more costs readings until there is one again, and no descriptor."""
+    stat = tmp_path / "stat"
+    times = CpuTimes(str(tmp_path))
+    with pytest.raises(FileNotFoundError):
+        times.read()
+    stat.mkdir()
+    before = len(os.listdir("/proc/self/fd"))
+    for _ in range(3):
+        with pytest.raises(IsADirectoryError):
+            times.read()
+    assert len(os.listdir("/proc/self/fd")) == before
+    stat.rmdir()
+    stat.write_text("cpu  100 0 0 100 0 0 0 0 0 0\n")
+    assert times.read() == (100 / TICKS, 200 / TICKS)
