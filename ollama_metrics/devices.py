@@ -92,6 +92,7 @@ class DeviceCollector:
 
     def __init__(self, sys: str = "/sys") -> None:
         self._sys = sys
+        self._known: dict[str, tuple[set[str], list[str]]] = {}  # of a kind: all names, hardware's
         self.pause = 0.0
 
     def collect(self) -> DeviceReading:
@@ -130,13 +131,19 @@ class DeviceCollector:
         return hardware or sorted(name for name in names if name != "lo")[:_MOST]
 
     def _hardware(self, kind: str, names: Iterable[str]) -> list[str]:
-        """Those of the names that have a device behind them."""
-        return sorted(
+        """Those of the names that have a device behind them; sysfs is asked when they are other names."""
+        named = set(names)
+        before = self._known.get(kind)
+        if before is not None and before[0] == named:
+            return before[1]
+        hardware = sorted(
             name
-            for name in names
+            for name in named
             # A / in a name (cciss/c0d0) is a ! there.
             if os.path.exists(f"{self._sys}/{kind}/{name.replace('/', '!')}/device")
         )[:_MOST]
+        self._known[kind] = named, hardware
+        return hardware
 
     def _disk_errors(self, name: str) -> Optional[int]:
         try:

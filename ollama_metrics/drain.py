@@ -90,10 +90,11 @@ class DrainFile:
         """
         seen = os.stat(self._state_dir)
         mark = (seen.st_dev, seen.st_ino, seen.st_mtime_ns, seen.st_ctime_ns)
-        is_as_before = mark == self._folder
+        if mark == self._folder:
+            return True
         # Two changes within a tick of the kernel's clock leave one and the same time.
         self._folder = mark if abs(self._wall() - seen.st_mtime) > _TICK_SECONDS else None
-        return is_as_before
+        return False
 
     def _changed(self, path: str) -> Optional[Drain]:
         seen = os.lstat(path)  # a link is something else than a file: it drains, wherever it leads

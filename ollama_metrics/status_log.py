@@ -48,7 +48,9 @@ class StatusLog:
             answers = (ollama.health.success, reading and (reading.up, reading.failures))
         seen = (self._host.state.health.success, gpu, answers, self._drain())
         now = self._clock()
-        overdue = any(state is not None and now > state.overdue_at for state in (gpu, ollama))
+        overdue = (gpu is not None and now > gpu.overdue_at) or (
+            ollama is not None and now > ollama.overdue_at
+        )
         if seen == self._seen and now < self._judge_at and not overdue:
             return  # nothing that breaks a host: to judge is a third of a sample's cost
         self._seen, self._judge_at = seen, now + _JUDGE_SECONDS

@@ -143,7 +143,7 @@ def test_values_are_made_in_one_way() -> None:
         ("argparse", ["cli"]),
         # The daemon's one use of it, and the library's: its own threads, and locks against its users'.
         ("threading", ["monitor", "monitor_sources", "sampler", "single_flight"]),
-        ("select", ["conversations", "log", "server"]),
+        ("select", ["conversations", "log", "sampler", "server"]),
     ],
 )
 def test_a_library_has_one_importer(library: str, importers: list[str]) -> None:

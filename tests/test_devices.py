@@ -98,6 +98,17 @@ def test_a_host_with_very_many_shows_some(tmp_path: Path, monkeypatch: pytest.Mo
     assert reading.interfaces[0].interface == "veth000"
 
 
+def test_what_comes_and_goes_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hardware that is plugged in shows in the next reading, and what is pulled out no more."""
+    sys = sysfs(tmp_path, "class/net/eno1", "class/net/enx2")
+    collector = DeviceCollector(sys)
+    shown = []
+    for names in (("eno1", "veth0"), ("eno1", "enx2", "veth0"), ("enx2", "veth1")):
+        told(monkeypatch, dict.fromkeys(names, Traffic()), None)
+        shown.append([one.interface for one in collector.collect().interfaces])
+    assert shown == [["eno1"], ["eno1", "enx2"], ["enx2"]]
+
+
 @pytest.mark.parametrize("error", [PermissionError(13, "denied"), NotImplementedError("format")])
 def test_what_cannot_be_read_is_a_failure_with_a_sentence(
     monkeypatch: pytest.MonkeyPatch, error: Exception
