@@ -45,8 +45,9 @@ def is_of_this_host(host: str) -> bool:
 class OllamaProcesses:
     """What listens on a port of this network namespace, and what belongs to it.
 
-    `cgroup` is `auto`, `none` or the path of the cgroup to read instead of the process's own. Each
-    method raises CollectorError; `connections` is to be called first in a cycle.
+    `cgroup` is `auto`, `none` or the path of the cgroup to read instead of the process's own. With `keep`
+    a socket to the kernel stays open. Each method raises CollectorError; `connections` is to be called
+    first in a cycle.
     """
 
     def __init__(
@@ -56,11 +57,12 @@ class OllamaProcesses:
         proc: str = "/proc",
         root: str = "/",
         clock: Callable[[], float] = time.monotonic,
+        keep: bool = False,
     ) -> None:
         self._clock = clock
         self._seek_at = 0.0
         self._port, self._proc, self._root = port, proc, root
-        self._table = ConnectionTable(proc)
+        self._table = ConnectionTable(proc, keep=keep)
         self.has_cgroup = cgroup != "none"
         self._fixed: Optional[Mapping[str, str]] = (
             fixed(cgroup) if cgroup not in ("auto", "none") else None

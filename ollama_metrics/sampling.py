@@ -153,7 +153,7 @@ class Sampling:
             expectation.expected = True
         processes = None
         if is_of_this_host(url.host):
-            processes = OllamaProcesses(url.port, config.ollama_cgroup)
+            processes = OllamaProcesses(url.port, config.ollama_cgroup, keep=True)
         kind, name = config.ollama_log
         if kind != "none":
             from .log_tally import LogTally

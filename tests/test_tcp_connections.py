@@ -396,6 +396,49 @@ def test_links_are_closed(stack: ExitStack) -> None:
     assert kernel.link.fileno() == -1
 
 
+def test_a_link_can_be_kept(stack: ExitStack) -> None:
+    """One link answers count after count, each with what there is then, and takes one descriptor."""
+    opened = []
+
+    def open_netlink() -> socket.socket:
+        opened.append(socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 4))
+        return stack.enter_context(opened[-1])
+
+    table = ConnectionTable("/nonexistent", open_netlink, keep=True)
+    server, port = listen(stack)
+    for number in range(5):
+        assert table.count(port) == Connections(number, (inode(server),))
+        assert table.count(PORT).established == 0
+        connect(stack, server)
+    assert len(opened) == 1
+
+
+def test_a_count_on_a_kept_link_hears_its_own_answers_alone(stack: ExitStack) -> None:
+    """The numbers of the questions go on, so that no answer to an earlier count is taken for a later one's."""
+    kernel = Kernel(stack, LISTENER, entry(2, ESTABLISHED) + message(DONE, 2), NOTHING_IN_IPV6)
+    for answer in (
+        *(LISTENER, entry(4, LISTENING) + message(DONE, 4)),
+        *(entry(2, ESTABLISHED) + message(DONE, 2), message(DONE, 5), message(DONE, 6)),
+    ):
+        kernel.there.send(answer)
+    table = ConnectionTable("/nonexistent", lambda: kernel.link, keep=True)
+    assert table.count(PORT).established == 1
+    assert table.count(PORT) == Connections(0, (4711,))
+
+
+def test_a_kept_link_that_fails_is_replaced(stack: ExitStack) -> None:
+    """A count that fails closes its link, and the next one has a new one."""
+    first = Kernel(stack, LISTENER, message(DONE, 2), NOTHING_IN_IPV6, b"\0")
+    second = Kernel(stack, LISTENER, entry(2, ESTABLISHED) + message(DONE, 2), NOTHING_IN_IPV6)
+    links = iter([first.link, second.link])
+    table = ConnectionTable("/nonexistent", lambda: next(links), keep=True)
+    assert table.count(PORT).established == 0
+    with pytest.raises(CollectorError, match="cut off"):
+        table.count(PORT)
+    assert first.link.fileno() == -1
+    assert table.count(PORT).established == 1
+
+
 # -- the tables as text ------------------------------------------------------------------------------------------------
 
 TCP_HEADER = "  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode\n"
