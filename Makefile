@@ -5,7 +5,9 @@ PYTHON ?= python3
 VENV   ?= .venv
 ARGS   ?=
 # Tests beside each other, for many of them wait; those of one file stay together. WORKERS=0: none.
-WORKERS ?= 3
+# In the order of the files: by number of tests, xdist's own, those that take longest come last.
+WORKERS ?= 4
+beside   = -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 EXTRAS ?= dev
 # More for pip to install than pyproject.toml asks for; test-lowest pins the dependencies with it.
 PINS   ?=
@@ -118,11 +120,11 @@ load: $(DEV) ## users on an Ollama or its front: URL=http://balancer:11434 USERS
 
 .PHONY: test
 test: $(DEV) ## run the tests; those whose components are not here are skipped; ARGS="-k host"
-	@$(PY) -m pytest -m "not booted and not deploy" -n $(WORKERS) --dist loadfile $(ARGS)
+	@$(PY) -m pytest -m "not booted and not deploy" $(beside) $(ARGS)
 
 .PHONY: test-deploy
 test-deploy: $(DEV) ## test the live page, the demo, the load tester and deploy/ with real programs
-	@$(PY) -m pytest -m deploy -n $(WORKERS) --dist loadfile $(ARGS)
+	@$(PY) -m pytest -m deploy $(beside) $(ARGS)
 
 .PHONY: test-booted
 test-booted: $(DEV) ## install this checkout under a real systemd and test the service (root)
