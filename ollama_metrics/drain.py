@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 NAME = "drain"
 NO_REASON = "no reason given"
 _MOST_REASON = 200
-# Longer than any tick of the clock by which the kernel stamps files.
-_TICK_SECONDS = 1.0
+# A file that is not there is asked for with an error to tell why this often.
+_ABSENT_SECONDS = 5.0
 
 
 @dataclass(frozen=True)
@@ -51,14 +51,19 @@ class DrainFile:
     """The file in `state_dir`, or no file ever where that is None.
 
     One thread calls `look`, which reads the file and may hang where its file system does; any may ask
-    `current`. `wall` gives Unix seconds.
+    `current`. `wall` gives Unix seconds, `clock` monotonic ones.
     """
 
-    def __init__(self, state_dir: Optional[str], wall: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self,
+        state_dir: Optional[str],
+        wall: Callable[[], float] = time.time,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self.path = os.path.join(state_dir, NAME) if state_dir is not None else None
-        self._state_dir, self._wall = state_dir or "", wall
+        self._wall, self._clock = wall, clock
         self._mark: object = None
-        self._folder: object = None  # the folder's mark when the file was not there
+        self._absent_until = float("-inf")
         self._said: Optional[Drain] = None
 
     @property
@@ -71,30 +76,29 @@ class DrainFile:
 
     def look(self) -> Optional[Drain]:
         """Look whether the file has changed, and read it then; returns the drain that holds now."""
-        if self.path is not None:
+        if self.path is not None and not self._is_still_absent(self.path):
             try:
-                if self._mark is not None or not self._is_as_without():
-                    self._said = self._changed(self.path)
+                self._said = self._changed(self.path)
             except (FileNotFoundError, NotADirectoryError):
                 self._mark = self._said = None
+                self._absent_until = self._clock() + _ABSENT_SECONDS
             except OSError as error:
                 # It is there, and the next look may have better luck.
-                self._mark = self._folder = None
+                self._mark, self._absent_until = None, float("-inf")
                 self._said = Drain(f"{self.path} cannot be read ({error.strerror})", None, None)
         return self.current
 
-    def _is_as_without(self) -> bool:
-        """Whether the folder is as it was when the file was not there.
+    def _is_still_absent(self, path: str) -> bool:
+        """Whether the file was not there and is not; a look that is to be had each second, at half the price.
 
-        To ask for a file that is not there costs three times as much, each second. Raises OSError.
+        access(2) does not tell a file that is not there from one that cannot be asked for: that is for
+        the next whole look.
         """
-        seen = os.stat(self._state_dir)
-        mark = (seen.st_dev, seen.st_ino, seen.st_mtime_ns, seen.st_ctime_ns)
-        if mark == self._folder:
-            return True
-        # Two changes within a tick of the kernel's clock leave one and the same time.
-        self._folder = mark if abs(self._wall() - seen.st_mtime) > _TICK_SECONDS else None
-        return False
+        return (
+            self._mark is None
+            and self._clock() < self._absent_until
+            and not os.access(path, os.F_OK, follow_symlinks=False)
+        )
 
     def _changed(self, path: str) -> Optional[Drain]:
         seen = os.lstat(path)  # a link is something else than a file: it drains, wherever it leads

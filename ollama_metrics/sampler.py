@@ -70,6 +70,7 @@ class Sampler:
         self._backoff, self._longest_backoff = 0.0, longest_backoff
         self._slack = (STUCK_INTERVALS - 1) * interval + patience
         self._end: Optional[int] = None  # of a pipe; when it is closed the thread ends
+        self._has_ended = False
         self.first = threading.Event()
         """Set when the first cycle has ended, well or not."""
         self.state: State[Any] = State(
@@ -174,5 +175,6 @@ class Sampler:
 
     def _publish(self, state: State[Any]) -> None:
         self.state = state
-        if not self.first.is_set():  # to set it costs as much as all of the rest of this
+        if not self._has_ended:  # to set the event costs as much as all of the rest of this
+            self._has_ended = True
             self.first.set()

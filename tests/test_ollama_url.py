@@ -197,5 +197,7 @@ def test_any_text_is_an_address_or_a_value_error(text: str) -> None:
         assert url.host
         assert (str(url) + url.host_header).isascii()
         assert not set(str(url) + url.host_header) & set(" \r\n\0?#")
-        assert "@" not in f"http://{url.host}{url.host_header}"  # in a path it is a letter (RFC 3986)
+        assert (
+            "@" not in f"http://{url.host}{url.host_header}"
+        )  # in a path it is a letter (RFC 3986)
         assert parse_url(str(url)) == url
