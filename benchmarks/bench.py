@@ -33,7 +33,7 @@ class Pace:
 
 
 FULL = Pace(
-    cost_rounds=5,
+    cost_rounds=7,
     cost_seconds=2,
     scrapes=10_000,
     idle_windows=8,

@@ -32,20 +32,23 @@ class CpuTimes:
         a disk is idle. Raises OSError, and ValueError where the line is not the kernel's.
         """
         try:
-            if self._file is None:
-                self._file = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
-            line, newline, _ = os.pread(self._file, _MOST_LINE, 0).partition(b"\n")
+            text = self._beginning()
         except OSError:
-            # In a system container the file is lxcfs's: one that was opened before lxcfs was
-            # restarted fails for ever.
+            # In a system container the file is lxcfs's, and fails for ever once lxcfs was restarted.
             self.close()
-            raise
+            text = self._beginning()
+        line, newline, _ = text.partition(b"\n")
         fields = line.split()
         if not newline or len(fields) < 9 or fields[0] != b"cpu":
             raise ValueError(f"{self._path} does not begin with the times of all CPUs")
         user, nice, system, idle, waiting, irq, softirq, steal = map(int, fields[1:9])
         busy = user + nice + system + irq + softirq + steal
         return busy / self._ticks, (busy + idle + waiting) / self._ticks
+
+    def _beginning(self) -> bytes:
+        if self._file is None:
+            self._file = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
+        return os.pread(self._file, _MOST_LINE, 0)
 
     def close(self) -> None:
         """Give the file back; the next `read` opens it again."""

@@ -75,8 +75,28 @@ def test_a_line_of_another_kind_is_an_error(tmp_path: Path, text: str) -> None:
         CpuTimes(str(tmp_path)).read()
 
 
-def test_a_file_that_fails_is_opened_again(tmp_path: Path) -> None:
-    """A file that cannot be read any more costs readings until there is one again, and no descriptor."""
+def test_an_open_file_that_fails_is_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As after a restart of lxcfs: the same reading opens it anew, and nothing is seen of it."""
+    (tmp_path / "stat").write_text("cpu  100 0 0 100 0 0 0 0 0 0\n")
+    times = CpuTimes(str(tmp_path))
+    assert times.read() == (100 / TICKS, 200 / TICKS)
+    before, real, failing = len(os.listdir("/proc/self/fd")), os.pread, [True]
+
+    def pread(file: int, size: int, offset: int) -> bytes:
+        if failing:
+            failing.clear()
+            raise OSError(107, "Transport endpoint is not connected")
+        return real(file, size, offset)
+
+    monkeypatch.setattr(os, "pread", pread)
+    assert times.read() == (100 / TICKS, 200 / TICKS)
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_a_file_that_cannot_be_read_is_an_error(tmp_path: Path) -> None:
+    """It costs readings until there is one again, and no more than the one descriptor."""
     stat = tmp_path / "stat"
     times = CpuTimes(str(tmp_path))
     with pytest.raises(FileNotFoundError):
@@ -86,7 +106,7 @@ def test_a_file_that_fails_is_opened_again(tmp_path: Path) -> None:
     for _ in range(3):
         with pytest.raises(IsADirectoryError):
             times.read()
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert len(os.listdir("/proc/self/fd")) <= before + 1
     stat.rmdir()
     stat.write_text("cpu  100 0 0 100 0 0 0 0 0 0\n")
     assert times.read() == (100 / TICKS, 200 / TICKS)
