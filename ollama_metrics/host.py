@@ -12,10 +12,10 @@ import time
 import psutil
 
 from .cgroup import Cgroup, Limits
-from .cpu_times import CpuTimes
 from .errors import CollectorError
 from .frozen import dataclass
 from .metrics import counter, gauge
+from .proc_files import CpuTimes, MemoryInfo
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 # A container's limits can be changed while it runs; they are looked up again this often.
 _LIMITS_SECONDS = 30.0
-# Memory that stands still is read again this often, for that is a third of what a reading costs; it
+# Memory that stands still is read again this often, for that costs as much as the CPU's times; it
 # stands still while two readings differ by no more than this share of it.
 _MEMORY_SECONDS = 5.0
 _STANDS_STILL_RATIO = 0.002
@@ -38,8 +38,8 @@ _JITTER_SECONDS = 1.0
 class HostSample:
     """One reading of CPU and RAM.
 
-    Source: /proc/stat (see cpu_times.py) and psutil over /proc/meminfo; in a container with a limit,
-    its cgroup's files (see cgroup.py).
+    Source: /proc/stat and /proc/meminfo (see proc_files.py), by psutil where they are not as the kernel
+    writes them; in a container with a limit, its cgroup's files (see cgroup.py).
     """
 
     PREFIX = "ollama_host"
@@ -90,10 +90,13 @@ class HostCollector:
     """Takes `HostSample`s; owns the counters of the reading before."""
 
     def __init__(
-        self, cgroup: Optional[Cgroup] = None, clock: Callable[[], float] = time.monotonic
+        self,
+        cgroup: Optional[Cgroup] = None,
+        clock: Callable[[], float] = time.monotonic,
+        proc: str = "/proc",
     ) -> None:
         self._cgroup = cgroup if cgroup is not None else Cgroup()
-        self._cpu_times = CpuTimes()
+        self._cpu_times, self._memory_info = CpuTimes(proc), MemoryInfo(proc)
         self._clock = clock
         self._limits = Limits()
         self._host_cpus = 1.0
@@ -166,11 +169,15 @@ class HostCollector:
         return memory
 
     def _read_memory(self) -> Memory:
-        memory, limit = psutil.virtual_memory(), self._limits.memory_bytes
-        if limit is None or not 0 < limit < memory.total:
-            return Memory(memory.total, memory.available, False)
-        available = min(memory.available, self._cgroup.memory_available(limit))
-        return Memory(limit, available, True)
+        try:
+            total, available = self._memory_info.read()
+        except ValueError:
+            memory = psutil.virtual_memory()
+            total, available = memory.total, memory.available
+        limit = self._limits.memory_bytes
+        if limit is None or not 0 < limit < total:
+            return Memory(total, available, False)
+        return Memory(limit, min(available, self._cgroup.memory_available(limit)), True)
 
     def _refresh_limits(self) -> None:
         now = self._clock()
@@ -186,7 +193,13 @@ class HostCollector:
         cpus = self._limits.cpus
         if cpus is not None:
             return self._cgroup.cpu_seconds(), self._clock() * cpus
-        return self._cpu_times.read()
+        try:
+            return self._cpu_times.read()
+        except ValueError:
+            times = psutil.cpu_times()
+        idle = times.idle + times.iowait
+        busy = times.user + times.nice + times.system + times.irq + times.softirq + times.steal
+        return busy, busy + idle
 
 
 def _clamp(ratio: float) -> float:

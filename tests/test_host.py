@@ -17,10 +17,12 @@ import pytest
 from ollama_metrics.cgroup import Cgroup
 from ollama_metrics.errors import CollectorError
 from ollama_metrics.host import HostCollector, HostSample
+from ollama_metrics.proc_files import MemoryInfo
 
 GIB = 1 << 30
 HOST_RAM = psutil.virtual_memory().total
 CGROUP = "sys/fs/cgroup"
+TICKS = os.sysconf("SC_CLK_TCK")
 
 
 class Container:
@@ -303,6 +305,25 @@ def test_ram_is_within_one_point_of_free(
     assert sample.memory_total_bytes == memory["total"]
 
 
+def test_what_is_not_as_the_kernel_writes_it_is_left_to_psutil(tmp_path: Path) -> None:
+    """In a procfs of another make the readings are psutil's of this machine's."""
+    (tmp_path / "stat").write_text("cpu0 1 2 3\n")
+    (tmp_path / "meminfo").write_text("MemTotal: 8 kB\nMemFree: 4 kB\nBuffers: 2 kB\n")
+    collector = HostCollector(Cgroup(str(tmp_path)), proc=str(tmp_path))
+    collector.prime()
+    await_ticks()
+    sample = collector.collect()
+    assert sample.memory_total_bytes == HOST_RAM
+    assert sample.cpu_busy_seconds_total == pytest.approx(proc_stat()[0] / TICKS, abs=2.0)
+
+
+def test_a_procfs_that_is_not_there_is_a_failure(tmp_path: Path) -> None:
+    """Files that cannot be read are no reading, and no number is made up."""
+    collector = HostCollector(Cgroup(str(tmp_path)), proc=str(tmp_path))
+    with pytest.raises(CollectorError, match="CPU counters cannot be read"):
+        collector.prime()
+
+
 def test_the_busy_counter_only_grows(unlimited: HostCollector) -> None:
     """Busy CPU seconds never go down from one reading to the next."""
     unlimited.prime()
@@ -324,15 +345,15 @@ def test_the_ring_gets_cpu_and_memory() -> None:
 
 
 class Meminfo:
-    """Plays psutil.virtual_memory, and counts how often it is asked."""
+    """Plays /proc/meminfo, and counts how often it is read."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.total, self.available, self.asked = 100 * GIB, 50 * GIB, 0
-        monkeypatch.setattr(psutil, "virtual_memory", self)
+        monkeypatch.setattr(MemoryInfo, "read", lambda _: self.read())
 
-    def __call__(self) -> Meminfo:
+    def read(self) -> tuple[int, int]:
         self.asked += 1
-        return self
+        return self.total, self.available
 
 
 def seconds(container: Container, collector: HostCollector, count: int) -> list[float]:

@@ -1,4 +1,4 @@
-"""The times of all CPUs: against psutil, against scripted lines, and against files that are none."""
+"""CPU times and memory: against psutil, against scripted lines, and against files that are none."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from ollama_metrics.cpu_times import CpuTimes
+from ollama_metrics.proc_files import CpuTimes, MemoryInfo
 
 TICKS = os.sysconf("SC_CLK_TCK")
 # Steal and waiting for a disk are estimates, which the kernel takes back now and then.
@@ -50,7 +50,7 @@ def test_each_reading_is_a_new_one_of_one_open_file(tmp_path: Path) -> None:
         opened.add(len(os.listdir("/proc/self/fd")))
     assert totals == [100, 250, 975]
     assert len(opened) == 1
-    times.close()
+    del times
     assert len(os.listdir("/proc/self/fd")) == opened.pop() - 1
 
 
@@ -73,6 +73,43 @@ def test_a_line_of_another_kind_is_an_error(tmp_path: Path, text: str) -> None:
     (tmp_path / "stat").write_text(text)
     with pytest.raises(ValueError):
         CpuTimes(str(tmp_path)).read()
+
+
+def test_memory_is_psutils() -> None:
+    """The size is psutil's, and what is available lies about where psutil sees it before and after."""
+    before, own, after = psutil.virtual_memory(), MemoryInfo().read(), psutil.virtual_memory()
+    assert own[0] == before.total
+    lowest, highest = sorted((before.available, after.available))
+    assert lowest - own[0] / 50 <= own[1] <= highest + own[0] / 50
+
+
+def test_memory_of_a_scripted_file(tmp_path: Path) -> None:
+    """In kibibytes there, in bytes here."""
+    text = "MemTotal:       1000 kB\nMemFree:  100 kB\nMemAvailable:    400 kB\nBuffers: 7 kB\n"
+    (tmp_path / "meminfo").write_text(text)
+    assert MemoryInfo(str(tmp_path)).read() == (1024000, 409600)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "MemTotal: 1000 kB\nMemFree: 100 kB\nMemAvailable: 400",
+        "MemTotal: 1000 kB\nMemFree: 100 kB\nMemAvailable: 400 kB",  # cut off, for all that is known
+        "MemTotal: 1000 kB\nMemFree: 100 kB\nBuffers: 400 kB\nCached: 7 kB\n",  # before Linux 3.14
+        "MemTotal: 1000 kB\nMemFree: 100 kB\nMemAvailable: 1001 kB\nBuffers: 7 kB\n",
+        "MemTotal: 1000 kB\nMemFree: 100 kB\nMemAvailable: -1 kB\nBuffers: 7 kB\n",
+        "MemTotal: 0 kB\nMemFree: 0 kB\nMemAvailable: 0 kB\nBuffers: 7 kB\n",
+        "MemTotal: 1000 MB\nMemFree: 100 MB\nMemAvailable: 400 MB\nBuffers: 7 MB\n",
+        "MemTotal: many kB\nMemFree: 100 kB\nMemAvailable: 400 kB\nBuffers: 7 kB\n",
+        f"MemTotal: {'9' * 300} kB\nMemFree: 100 kB\nMemAvailable: 400 kB\nBuffers: 7 kB\n",
+    ],
+)
+def test_memory_of_another_kind_is_an_error(tmp_path: Path, text: str) -> None:
+    """What is not the kernel's, or cannot be, is a ValueError, never a number."""
+    (tmp_path / "meminfo").write_text(text)
+    with pytest.raises(ValueError):
+        MemoryInfo(str(tmp_path)).read()
 
 
 def test_an_open_file_that_fails_is_replaced(
