@@ -142,7 +142,8 @@ class DeviceCollector:
             # A / in a name (cciss/c0d0) is a ! there.
             if os.path.exists(f"{self._sys}/{kind}/{name.replace('/', '!')}/device")
         )[:_MOST]
-        self._known[kind] = named, hardware
+        if hardware:  # none at all may be sysfs's fault, and is looked for again
+            self._known[kind] = named, hardware
         return hardware
 
     def _disk_errors(self, name: str) -> Optional[int]:

@@ -91,13 +91,13 @@ class DrainFile:
     def _is_still_absent(self, path: str) -> bool:
         """Whether the file was not there and is not; a look that is to be had each second, at half the price.
 
-        access(2) does not tell a file that is not there from one that cannot be asked for: that is for
-        the next whole look.
+        access(2) does not tell a file that is not there from one that cannot be asked for, or from a
+        link that leads nowhere: that is for the next whole look.
         """
         return (
             self._mark is None
             and self._clock() < self._absent_until
-            and not os.access(path, os.F_OK, follow_symlinks=False)
+            and not os.access(path, os.F_OK)
         )
 
     def _changed(self, path: str) -> Optional[Drain]:

@@ -29,6 +29,8 @@ class ProcFile:
         try:
             return self._read()
         except OSError:
+            if self._file is None:
+                raise
             # In a system container the file is lxcfs's, and fails for ever once lxcfs was restarted.
             self.close()
             return self._read()
@@ -40,9 +42,12 @@ class ProcFile:
 
     def close(self) -> None:
         """Give the file back; the next `read` opens it again."""
-        if self._file is not None:
-            os.close(self._file)
-            self._file = None
+        file, self._file = self._file, None
+        if file is not None:
+            try:
+                os.close(file)
+            except OSError:
+                pass  # lxcfs is told of the end, and may be gone; the number is free all the same
 
     def __del__(self) -> None:
         self.close()
@@ -64,6 +69,7 @@ class CpuTimes:
         line, newline, _ = self._stat.read().partition(b"\n")
         fields = line.split()
         if not newline or len(fields) < 9 or fields[0] != b"cpu":
+            self._stat.close()  # lxcfs has room for what there was to say when the file was opened
             raise ValueError(f"{self._stat.path} does not begin with the times of all CPUs")
         user, nice, system, idle, waiting, irq, softirq, steal = map(int, fields[1:9])
         busy = user + nice + system + irq + softirq + steal
@@ -79,13 +85,14 @@ class MemoryInfo:
     def read(self) -> tuple[int, int]:
         """Bytes of memory, and those that new work can have without swapping.
 
-        Raises OSError, and ValueError where the lines are not the kernel's, or more is available than
-        there is.
+        Raises OSError, and ValueError where the lines are not the kernel's, or what is available cannot
+        be: more than there is, or nothing, as kernels and containers say by mistake.
         """
         fields = self._meminfo.read().split(None, 9)
         if len(fields) < 10 or fields[::3][:3] != [b"MemTotal:", b"MemFree:", b"MemAvailable:"]:
+            self._meminfo.close()
             raise ValueError(f"{self._meminfo.path} does not begin with what memory there is")
         total, available = int(fields[1]) << 10, int(fields[7]) << 10
-        if not 0 <= available <= total or not total or fields[2:9:3] != [b"kB"] * 3:
+        if not 0 < available <= total or fields[2:9:3] != [b"kB"] * 3:
             raise ValueError(f"{self._meminfo.path} says {available} of {total} bytes")
         return total, available

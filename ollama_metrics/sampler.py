@@ -69,7 +69,7 @@ class Sampler:
         self._clock, self._wall, self._after = clock, wall, after
         self._backoff, self._longest_backoff = 0.0, longest_backoff
         self._slack = (STUCK_INTERVALS - 1) * interval + patience
-        self._end: Optional[int] = None  # of a pipe; when it is closed the thread ends
+        self._end: Optional[int] = None  # of a pipe; what is written there ends the thread
         self._has_ended = False
         self.first = threading.Event()
         """Set when the first cycle has ended, well or not."""
@@ -94,16 +94,17 @@ class Sampler:
         ).start()
 
     def stop(self) -> None:
-        """Ask the thread to end; does not wait for it. May be called more than once."""
+        """Ask the thread that was started to end; does not wait for it. May be called more than once."""
         end, self._end = self._end, None
         if end is not None:
+            os.write(end, b"\0")  # a child that was forked may hold this end open, too
             os.close(end)
 
     def _run(self, ended: int, first_after: float) -> None:
         signal.pthread_sigmask(signal.SIG_BLOCK, MAIN_THREADS_SIGNALS)
         # Of the waits that can be ended the cheapest to wake up from (CONTRIBUTING.md).
         stop = select.poll()
-        stop.register(ended, 0)  # the other end's closing is told unasked
+        stop.register(ended, select.POLLIN)
         due = self._clock() + first_after
         while not stop.poll(max(0.0, due - self._clock()) * 1000):
             begun = self._clock()

@@ -47,7 +47,7 @@ _LOCAL_AT, _REMOTE_AT, _INODE_AT = 24, 40, 84
 _INODE = struct.Struct("=I")
 _ERROR = struct.Struct("=i")
 
-# The kernel fills at most as much at a time as was last asked for, and at least 8 kB (netlink_dump).
+# The kernel fills at most as much at a time as was ever asked for, before that at most 8 kB (netlink_dump).
 _DATAGRAM = 1 << 14
 _BLOCK = 1 << 16  # of text
 # More than a million sockets as text.
